@@ -1,0 +1,71 @@
+# Everything a newcomer needs; the set-up happens by itself on first use, in .venv.
+PRESET ?=
+CORPUS ?=
+EVAL ?=
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+	&& echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+CIRCUITSEER := $(BIN)/circuitseer
+# PRESET, CORPUS and EVAL become options only where they are given.
+OVERRIDES := $(if $(PRESET),--preset "$(PRESET)") $(if $(CORPUS),--corpus "$(CORPUS)") \
+	$(if $(EVAL),--eval "$(EVAL)")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run dev test test-long check lint types contracts sql dbt format lock
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
+
+setup: $(READY)  ## make .venv from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python must be 3.11 or 3.12, found neither; name one with PYTHON=path/to/python" >&2; exit 1; }
+	@echo "setting up .venv with $(PYTHON) (about 6 GB, once)" >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+demo: $(READY)  ## run the whole graph: PRESET=tiny|smollm2|gsm8k CORPUS=file EVAL=file
+	@$(CIRCUITSEER) run $(OVERRIDES)
+
+run: $(READY)  ## run the graph again on the settings in use
+	@$(CIRCUITSEER) run
+
+dev: $(READY)  ## start the Dagster UI (127.0.0.1:3000) and the MLflow UI (127.0.0.1:5000)
+	@$(CIRCUITSEER) dev $(if $(PRESET),--preset "$(PRESET)")
+
+test: $(READY)  ## the tests, without the long ones
+	$(BIN)/pytest -m "not long"
+
+test-long: $(READY)  ## the tests that take minutes
+	$(BIN)/pytest -m long
+
+check: lint types contracts sql dbt test  ## everything that must hold before a commit
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+contracts: $(READY)
+	$(BIN)/lint-imports
+
+sql: $(READY)
+	$(BIN)/sqlfluff lint dbt_meta resources/migrations
+
+dbt: $(READY)
+	$(BIN)/pytest tests/dbt
+
+format: $(READY)  ## let ruff and sqlfluff format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(READY)  ## resolve requirements.lock anew
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header \
+		--python-version 3.11 --group dev pyproject.toml -o requirements.lock

@@ -1,0 +1,1 @@
+"""CircuitSeer: pick training data for reasoning models by looking inside the model."""

@@ -1,0 +1,1 @@
+"""What is materialised, from what, with which metadata: one file a stage."""

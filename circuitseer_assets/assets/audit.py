@@ -1,0 +1,43 @@
+"""Stage audit: everything the evaluation's figures were made from, in one place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from circuitseer_assets.assets.stage import Made, StageRun
+from circuitseer_assets.method.audit import Lineage, format_lineage, lineage_as_json, trace_lineage
+from resources.home import Home
+
+CODE_VERSION = "1"
+
+
+@dg.asset(
+    group_name="audit",
+    kinds={"json"},
+    deps=["evaluation"],
+    code_version=CODE_VERSION,
+    description="Everything upstream of the evaluation: settings, models, heads, seeds and runs.",
+)
+def audit(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
+    """Writes the lineage of the latest evaluation."""
+    run = StageRun(context, home)
+    evaluation = run.parent("evaluation")
+    lineage = trace_lineage(evaluation.artifact_id, home.warehouse.find_artifact)
+    done = run.reuse_or_make(
+        "audit",
+        {},
+        [evaluation],
+        lambda folder: _write(lineage, folder),
+        code_version=CODE_VERSION,
+    )
+    command = f"circuitseer lineage {evaluation.artifact_id}"
+    return run.result(done, lineage_command=dg.MetadataValue.text(command))
+
+
+def _write(lineage: Lineage, folder: Path) -> Made:
+    text = format_lineage(lineage)
+    (folder / "lineage.txt").write_text(text)
+    (folder / "lineage.json").write_text(json.dumps(lineage_as_json(lineage), indent=1))
+    return Made(data=["lineage.json"], summary={"lineage_md": f"```text\n{text}\n```"})

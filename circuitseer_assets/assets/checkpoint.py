@@ -1,0 +1,154 @@
+"""Stage checkpoint: the base model fine-tuned on the subset, logged as an MLflow model."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from circuitseer_assets.assets.slices import settings_key
+from circuitseer_assets.assets.stage import Made, StageRun
+from circuitseer_assets.method.figures import draw_loss_curve, to_markdown_image
+from circuitseer_assets.records import Artifact, artifact_id_of
+from resources.artifacts import digest_file
+from resources.home import Home
+from resources.language_model import load_language_model
+from resources.sample_files import read_samples
+from resources.tracking import TrackedRun
+
+if TYPE_CHECKING:
+    from circuitseer_assets.method.checkpoint import FineTuning
+
+CODE_VERSION = "1"
+CHECKPOINT_FILE = "checkpoint.json"
+
+
+@dg.asset(
+    group_name="checkpoint",
+    kinds={"pytorch", "mlflow"},
+    deps=["subset", settings_key("base_model"), settings_key("training")],
+    code_version=CODE_VERSION,
+    description="The base model fine-tuned on the subset; its weights lie in MLflow.",
+)
+def checkpoint(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
+    """Fine-tunes the base model on the subset."""
+    run = StageRun(context, home, "base_model", "training")
+    subset = run.parent("subset")
+    identity = {
+        "training": run.settings.slice("training"),
+        **home.model_identity(),
+    }
+    checkpoint_id = artifact_id_of("checkpoint", identity, [subset.artifact_id], CODE_VERSION)
+    done = run.reuse_or_make(
+        "checkpoint",
+        identity,
+        [subset],
+        lambda folder: _train_and_log(run, subset, checkpoint_id, folder),
+        code_version=CODE_VERSION,
+    )
+    return run.result(done)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """Returns what is stored of a checkpoint: its MLflow model and how its training went."""
+    stored: dict[str, Any] = json.loads((folder / CHECKPOINT_FILE).read_text())
+    return stored
+
+
+def _train_and_log(run: StageRun, subset: Artifact, checkpoint_id: str, folder: Path) -> Made:
+    tags = {
+        "dagster_run_id": run.context.run_id,
+        "dagster_asset": "checkpoint",
+        "artifact_id": checkpoint_id,
+        "subset_id": subset.artifact_id,
+    }
+    # The work folder outlives a killed run: training goes on from its last trainer checkpoint.
+    work = run.home.folder / "work" / checkpoint_id
+    members = run.folder(subset) / "subset_members.parquet"
+    with run.home.tracking().run(checkpoint_id, tags) as tracked:
+        tracked.log_params({"training": run.settings.slice("training")})
+        tracked.log_training_set(
+            members, subset_id=subset.artifact_id, data_version=subset.data_version
+        )
+        fine_tuning = _fine_tune(run, subset, members, work, tracked)
+        uri = tracked.log_checkpoint(work / "model", tags=tags)
+        made = _describe(run, subset, checkpoint_id, fine_tuning, uri, work / "model", folder)
+    shutil.rmtree(work)
+    return Made(**made, mlflow_run_id=tracked.run_id)
+
+
+def _fine_tune(
+    run: StageRun, subset: Artifact, members: Path, work: Path, tracked: TrackedRun
+) -> "FineTuning":
+    from circuitseer_assets.method.checkpoint import count_steps, fine_tune
+
+    corpus = run.folder(run.ancestor(subset, "corpus")) / "samples"
+    wanted = set(pq.read_table(members, columns=["sample_id"])["sample_id"].to_pylist())
+    samples = list(read_samples(corpus, sample_ids=wanted))
+    progress = run.progress("checkpoint, optimiser steps")
+    total = count_steps(len(samples), run.settings.training)
+
+    def report(step: int, metrics: Mapping[str, float]) -> None:
+        tracked.log_metrics(step, metrics)
+        progress(step, total)
+
+    base_model = load_language_model(run.settings.base_model, cache=run.home.models)
+    return fine_tune(
+        base_model.model,
+        base_model.tokenizer,
+        samples,
+        run.settings.training,
+        output_dir=work,
+        prompt_template=run.settings.base_model.prompt_template,
+        report=report,
+    )
+
+
+def _describe(
+    run: StageRun,
+    subset: Artifact,
+    checkpoint_id: str,
+    fine_tuning: "FineTuning",
+    uri: str,
+    model: Path,
+    folder: Path,
+) -> dict[str, Any]:
+    weights = {p.name: digest_file(p) for p in sorted(model.glob("*.safetensors"))}
+    (folder / "weights.json").write_text(json.dumps(weights, indent=1))
+    stored = {
+        "mlflow_model_uri": uri,
+        "losses": fine_tuning.losses,
+        "dropped": fine_tuning.dropped,
+        "truncated": fine_tuning.truncated,
+    }
+    (folder / CHECKPOINT_FILE).write_text(json.dumps(stored, indent=1))
+    numbers = {
+        "num_steps": fine_tuning.num_steps,
+        "first_loss_nats": fine_tuning.first_loss_nats,
+        "final_loss_nats": fine_tuning.final_loss_nats,
+        "num_train_tokens": fine_tuning.num_train_tokens,
+    }
+    row = {
+        "checkpoint_id": checkpoint_id,
+        "subset_id": subset.artifact_id,
+        "mlflow_model_uri": uri,
+        "duration_s": fine_tuning.duration_s,
+        **numbers,
+    }
+    steps, losses = zip(*fine_tuning.losses, strict=True)
+    return {
+        "data": ["weights.json"],
+        "rows": {"checkpoints": pa.Table.from_pylist([row])},
+        "summary": {
+            "loss_curve_md": to_markdown_image(draw_loss_curve(steps, losses), "training loss"),
+            "mlflow_model_uri": uri,
+            "num_samples": fine_tuning.num_samples,
+            "num_dropped": len(fine_tuning.dropped),
+            "num_truncated": len(fine_tuning.truncated),
+            **numbers,
+        },
+    }

@@ -1,0 +1,92 @@
+"""The dbt models on the warehouse: staging views and marts, each an asset, their tests checks."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster_dbt import (
+    DagsterDbtTranslator,
+    DagsterDbtTranslatorSettings,
+    DbtCliResource,
+    DbtProject,
+    dbt_assets,
+)
+
+from circuitseer_assets.errors import WarehouseError
+from circuitseer_assets.settings import PROJECT_ROOT
+from resources.home import Home
+
+PROJECT = DbtProject(project_dir=PROJECT_ROOT / "dbt_meta", profiles_dir=PROJECT_ROOT / "dbt_meta")
+
+# The one installed beside this Python, on the PATH or not.
+_DBT = str(Path(sys.executable).with_name("dbt"))
+
+
+class _Translator(DagsterDbtTranslator):
+    """Puts every dbt model into one group."""
+
+    def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str:
+        """Returns the group of a dbt model."""
+        return "dbt_models"
+
+
+def parsed_manifest() -> Path:
+    """Returns the manifest of the dbt project, parsed anew when a file of it is newer.
+
+    Raises:
+        WarehouseError: the dbt project cannot be parsed.
+    """
+    manifest = Path(PROJECT.manifest_path)
+    sources = [
+        path
+        for pattern in ("models/**/*", "macros/**/*", "tests/**/*", "*.yml")
+        for path in PROJECT_ROOT.joinpath("dbt_meta").glob(pattern)
+        if path.is_file()
+    ]
+    newest = max(path.stat().st_mtime for path in sources)
+    if not manifest.exists() or manifest.stat().st_mtime < newest:
+        _parse()
+    return manifest
+
+
+def _parse() -> None:
+    folder = str(PROJECT.project_dir)
+    done = subprocess.run(
+        [_DBT, "--quiet", "parse", "--project-dir", folder, "--profiles-dir", folder],
+        env={
+            **os.environ,
+            "CIRCUITSEER_WAREHOUSE": os.environ.get("CIRCUITSEER_WAREHOUSE", ":memory:"),
+            "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise WarehouseError(f"dbt_meta must parse, and did not: {done.stdout.strip()[-2000:]}")
+
+
+def dbt_resource() -> DbtCliResource:
+    """Returns the resource that runs dbt as a subprocess."""
+    return DbtCliResource(project_dir=PROJECT, dbt_executable=_DBT)
+
+
+@dbt_assets(
+    manifest=parsed_manifest(),
+    project=PROJECT,
+    # Several tables are written by one asset.
+    dagster_dbt_translator=_Translator(
+        settings=DagsterDbtTranslatorSettings(enable_duplicate_source_asset_keys=True)
+    ),
+    pool="duckdb",
+)
+def dbt_models(context: dg.AssetExecutionContext, dbt: DbtCliResource, home: Home) -> Iterator[Any]:
+    """Builds the staging views and marts, and runs their tests."""
+    os.environ["CIRCUITSEER_WAREHOUSE"] = str(home.warehouse.path)
+    os.environ["DBT_SEND_ANONYMOUS_USAGE_STATS"] = "false"
+    build = dbt.cli(["build"], context=context, target_path=home.folder / "dbt")
+    yield from build.stream().fetch_row_counts().fetch_column_metadata()

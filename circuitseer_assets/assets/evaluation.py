@@ -1,0 +1,174 @@
+"""Stage evaluation: Pass@1 of the base model and of the checkpoint, on the same problems."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from circuitseer_assets.assets.checkpoint import load_checkpoint
+from circuitseer_assets.assets.slices import settings_key
+from circuitseer_assets.assets.stage import Made, Materialised, StageRun
+from circuitseer_assets.method.evaluation import TaskSummary, compare, summarise
+from circuitseer_assets.method.figures import draw_pass_at_1, to_markdown_image
+from circuitseer_assets.records import Artifact, Outcome, artifact_id_of
+from circuitseer_assets.settings import BaseModelSettings, LocalModel
+from resources.artifacts import digest_files
+from resources.evaluator import evaluate
+from resources.home import Home
+from resources.language_model import load_language_model
+
+CODE_VERSION = "1"
+OUTCOMES_FILE = "evaluation_outcomes.parquet"
+
+
+@dg.asset(
+    group_name="evaluation",
+    kinds={"pytorch", "duckdb"},
+    deps=[
+        "checkpoint",
+        settings_key("base_model"),
+        settings_key("decontamination"),
+        settings_key("evaluation"),
+    ],
+    code_version=CODE_VERSION,
+    description="Pass@1 before and after fine-tuning, every answer an outcome.",
+)
+def evaluation(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
+    """Asks base model and checkpoint the same problems."""
+    run = StageRun(context, home, "base_model", "decontamination", "evaluation")
+    checkpoint = run.parent("checkpoint")
+    questions = _questions(run)
+    before = _evaluate_model(
+        run, {**questions, **home.model_identity()}, [], run.settings.base_model
+    )
+    after = _evaluate_model(
+        run, questions, [checkpoint], _checkpoint_model(run, checkpoint), before
+    )
+    tasks = _compare(_read_outcomes(before.folder), _read_outcomes(after.folder))
+    shown = [
+        (task["task"], name, model["pass_at_1"], model["ci_low"], model["ci_high"])
+        for task in tasks
+        for name, model in (("base model", task["base"]), ("checkpoint", task["checkpoint"]))
+    ]
+    image = to_markdown_image(draw_pass_at_1(shown), "Pass@1 before and after")
+    return run.result(
+        after,
+        pass_at_1_md=dg.MetadataValue.md(image),
+        pass_at_1=dg.MetadataValue.json(tasks),
+        base_evaluation_id=dg.MetadataValue.text(before.artifact.artifact_id),
+    )
+
+
+def _questions(run: StageRun) -> dict[str, Any]:
+    """Returns what decides the questions asked: tasks, their problems' files, how to answer."""
+    tasks = [run.settings.decontamination.benchmark(t) for t in run.settings.evaluation.tasks]
+    files = [path for task in tasks for path in task.files()]
+    return {
+        "evaluation": run.settings.slice("evaluation"),
+        "benchmarks": [task.model_dump(mode="json") for task in tasks],
+        "benchmark_files": list(digest_files(files).values()),
+    }
+
+
+def _evaluate_model(
+    run: StageRun,
+    identity: dict[str, Any],
+    parents: Sequence[Artifact],
+    model: BaseModelSettings,
+    base: Materialised | None = None,
+) -> Materialised:
+    """Returns the outcomes of one model; `base` is the evaluation of the model it came from."""
+    ids = [parent.artifact_id for parent in parents]
+    evaluation_id = artifact_id_of("evaluation", identity, ids, CODE_VERSION)
+
+    def ask(folder: Path) -> Made:
+        language_model = load_language_model(model, cache=run.home.models)
+        settings = run.settings.evaluation
+        progress = run.progress(f"evaluation, {'checkpoint' if parents else 'base model'}")
+        outcomes = evaluate(
+            language_model,
+            [run.settings.decontamination.benchmark(task) for task in settings.tasks],
+            settings,
+            folder=run.home.folder / "benchmarks",
+            report_progress=lambda task, done, total: progress(done, total),
+        )
+        rows = _outcome_rows(outcomes, evaluation_id, ids, language_model.model_digest)
+        del language_model
+        gc.collect()
+        pq.write_table(rows, folder / OUTCOMES_FILE)
+        return Made(
+            data=[OUTCOMES_FILE],
+            rows={"evaluation_outcomes": rows},
+            summary={"num_outcomes": len(outcomes)},
+        )
+
+    return run.reuse_or_make(
+        "evaluation",
+        identity,
+        parents,
+        ask,
+        code_version=CODE_VERSION,
+        also_from=[base.artifact] if base else [],
+    )
+
+
+def _checkpoint_model(run: StageRun, checkpoint: Artifact) -> LocalModel:
+    base = run.settings.base_model
+    uri = load_checkpoint(run.folder(checkpoint))["mlflow_model_uri"]
+    return LocalModel(
+        source="local",
+        path=str(run.home.tracking().model_folder(uri)),
+        dtype=base.dtype,
+        device=base.device,
+        prompt_template=base.prompt_template,
+    )
+
+
+def _outcome_rows(
+    outcomes: Sequence[Outcome], evaluation_id: str, checkpoint_ids: list[str], model_digest: str
+) -> pa.Table:
+    rows = [
+        {
+            "evaluation_id": evaluation_id,
+            "checkpoint_id": checkpoint_ids[0] if checkpoint_ids else None,
+            "model_digest": model_digest,
+            **asdict(outcome),
+        }
+        for outcome in outcomes
+    ]
+    schema = pa.Table.from_pylist(rows).schema
+    schema = schema.set(
+        schema.get_field_index("checkpoint_id"), pa.field("checkpoint_id", "string")
+    )
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _read_outcomes(folder: Path) -> list[Outcome]:
+    names = ["task", "doc_id", "repeat", "correct", "truncated"]
+    return [
+        Outcome(**row) for row in pq.read_table(folder / OUTCOMES_FILE, columns=names).to_pylist()
+    ]
+
+
+def _compare(before: list[Outcome], after: list[Outcome]) -> list[dict[str, Any]]:
+    base = {summary.task: summary for summary in summarise(before)}
+    tuned = {summary.task: summary for summary in summarise(after)}
+    return [
+        {
+            "task": difference.task,
+            "num_problems": difference.num_problems,
+            "base": _figures(base[difference.task]),
+            "checkpoint": _figures(tuned[difference.task]),
+            "difference": asdict(difference),
+        }
+        for difference in compare(before, after)
+    ]
+
+
+def _figures(summary: TaskSummary) -> dict[str, Any]:
+    return {**asdict(summary), "is_demonstration": summary.is_demonstration}

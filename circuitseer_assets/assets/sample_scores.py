@@ -1,0 +1,196 @@
+"""Stage sample_scores: every pool sample's score, computed once for a model, heads and formula."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from circuitseer_assets.assets.head_ranking import load_heads
+from circuitseer_assets.assets.slices import settings_key
+from circuitseer_assets.assets.stage import Made, StageRun
+from circuitseer_assets.errors import CorpusError
+from circuitseer_assets.method.figures import (
+    draw_score_against_length,
+    format_samples_table,
+    spearman,
+    to_markdown_image,
+)
+from circuitseer_assets.records import SampleScore, TokenizedText, UnscoredSample, digest_of
+from circuitseer_assets.settings import Settings
+from resources.home import Home
+from resources.language_model import LanguageModel, load_language_model
+from resources.pool_scores import (
+    commit_shard,
+    length_rows,
+    missing_sample_ids,
+    read_pool_scores,
+    share_scores,
+    unmeasured_sample_ids,
+)
+from resources.sample_files import read_samples
+
+CODE_VERSION = "1"
+NUM_EXAMPLES = 5
+
+
+@dg.asset(
+    group_name="sample_scores",
+    kinds={"pytorch", "duckdb", "parquet"},
+    deps=["pool", "head_ranking", settings_key("base_model"), settings_key("scoring")],
+    code_version=CODE_VERSION,
+    description="How concentrated the reasoning heads' attention is on every prompt of the pool.",
+)
+def sample_scores(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
+    """Scores the samples of the pool that have no score by this scorer yet."""
+    run = StageRun(context, home, "base_model", "scoring")
+    pool, ranking = run.parent("pool"), run.parent("head_ranking")
+    model_identity = home.model_identity()
+    scoring = run.settings.slice("scoring")
+    heads = load_heads(run.folder(ranking))
+    scorer_id = digest_of(
+        ["scorer", CODE_VERSION, scoring, model_identity, [str(h) for h in heads.reasoning_heads]]
+    )
+    scorer = PoolScorer(
+        settings=run.settings,
+        home=home,
+        scorer_id=scorer_id,
+        tokenizer_id=model_identity["tokenizer_id"],
+        ranking=run.folder(ranking),
+        pool=run.folder(pool) / "pool.parquet",
+        corpus=run.folder(run.ancestor(pool, "corpus")) / "samples",
+        report_progress=run.progress("sample_scores"),
+    )
+    done = run.reuse_or_make(
+        "sample_scores",
+        {"scoring": scoring, "scorer_id": scorer_id, **model_identity},
+        [pool, ranking],
+        scorer.score_pool,
+        code_version=CODE_VERSION,
+    )
+    return run.result(done)
+
+
+@dataclass(frozen=True)
+class PoolScorer:
+    """Scores what a pool lacks, shard by shard, and writes the pool's scores."""
+
+    settings: Settings
+    home: Home
+    scorer_id: str
+    tokenizer_id: str
+    ranking: Path
+    pool: Path
+    corpus: Path
+    report_progress: Callable[[int, int], None]
+
+    def score_pool(self, folder: Path) -> Made:
+        """Returns the pool's scores, of which only missing ones were computed."""
+        warehouse = self.home.warehouse
+        share_scores(warehouse, self.scorer_id, self.pool)
+        missing = missing_sample_ids(warehouse, self.scorer_id, self.pool)
+        unmeasured = unmeasured_sample_ids(warehouse, self.tokenizer_id, self.pool)
+        if missing or unmeasured:
+            base_model = load_language_model(self.settings.base_model, cache=self.home.models)
+            self._measure_lengths(base_model, unmeasured)
+            self._score_samples(base_model, missing)
+        share_scores(warehouse, self.scorer_id, self.pool)
+        scores = read_pool_scores(warehouse, self.scorer_id, self.tokenizer_id, self.pool)
+        num_pool = pq.read_metadata(self.pool).num_rows
+        if scores.num_rows == 0:
+            raise CorpusError(
+                f"at least one pool sample must have a score, none of {num_pool} has; the table "
+                f"unscored_samples says why; raise scoring.max_tokens or lower scoring.min_tokens"
+            )
+        pq.write_table(scores, folder / "scores.parquet")
+        summary = {
+            "num_scored": scores.num_rows,
+            "num_scored_anew": len(missing),
+            "num_unscored": num_pool - scores.num_rows,
+            "scorer_id": self.scorer_id,
+            **summarise_scores(scores, self._texts_of),
+        }
+        return Made(data=["scores.parquet"], summary=summary)
+
+    def _measure_lengths(self, base_model: LanguageModel, sample_ids: set[str]) -> None:
+        lengths = {}
+        for sample in read_samples(self.corpus, sample_ids=sample_ids):
+            text = base_model.tokenize(sample.sample_id, sample.messages, sample.response)
+            num_response = len(text.input_ids) - text.response_start
+            lengths[sample.sample_id] = (text.response_start, num_response)
+        self.home.warehouse.append_lengths(length_rows(self.tokenizer_id, lengths))
+
+    def _score_samples(self, base_model: LanguageModel, sample_ids: set[str]) -> None:
+        from circuitseer_assets.method.sample_scores import choose_heads, score_samples
+
+        scoring = self.settings.scoring
+        ranked = load_heads(self.ranking)
+        results = score_samples(
+            base_model.model,
+            self._tokenize(base_model, sample_ids),
+            heads=choose_heads(
+                ranked.reasoning_heads, ranked.num_layers, ranked.num_heads, scoring
+            ),
+            settings=scoring,
+            max_batch_tokens=self.settings.execution.max_batch_tokens,
+        )
+        done = 0
+        for shard in _shards(results, self.settings.execution.shard_samples):
+            commit_shard(self.home.warehouse, self.scorer_id, shard)
+            done += len(shard)
+            self.report_progress(done, len(sample_ids))
+
+    def _tokenize(self, base_model: LanguageModel, sample_ids: set[str]) -> Iterator[TokenizedText]:
+        reads_response = self.settings.scoring.span == "response"
+        prompts_seen: set[str] = set()
+        for sample in read_samples(self.corpus, sample_ids=sample_ids):
+            if sample.prompt_id in prompts_seen and not reads_response:
+                continue
+            prompts_seen.add(sample.prompt_id)
+            response = sample.response if reads_response else None
+            yield base_model.tokenize(sample.sample_id, sample.messages, response)
+
+    def _texts_of(self, sample_ids: Iterable[str]) -> dict[str, str]:
+        samples = read_samples(self.corpus, sample_ids=set(sample_ids))
+        return {sample.sample_id: sample.prompt for sample in samples}
+
+
+def summarise_scores(
+    scores: pa.Table, texts_of: Callable[[Iterable[str]], dict[str, str]]
+) -> dict[str, Any]:
+    """Returns what the UI shows of a pool's scores: against length, and the extremes' texts."""
+    values = scores["score"].to_pylist()
+    lengths = scores["num_prompt_tokens"].to_pylist()
+    summary: dict[str, Any] = {"min_score": min(values), "max_score": max(values)}
+    if len(set(values)) > 1 and len(set(lengths)) > 1:
+        correlation = spearman(lengths, values)
+        image = draw_score_against_length(lengths, values, correlation)
+        summary["score_length_spearman"] = correlation
+        summary["score_against_length_md"] = to_markdown_image(image, "score against length")
+    ranked = scores.sort_by([("score", "descending"), ("sample_id", "ascending")]).to_pylist()
+    ranks = sorted({*range(len(ranked))[:NUM_EXAMPLES], *range(len(ranked))[-NUM_EXAMPLES:]})
+    texts = texts_of(ranked[i]["sample_id"] for i in ranks)
+    summary["highest_and_lowest_md"] = format_samples_table(
+        [
+            (
+                i + 1,
+                row["sample_id"],
+                row["score"],
+                row["num_prompt_tokens"],
+                texts[row["sample_id"]],
+            )
+            for i, row in ((i, ranked[i]) for i in ranks)
+        ]
+    )
+    return summary
+
+
+def _shards(
+    results: Iterator[SampleScore | UnscoredSample], size: int
+) -> Iterator[list[SampleScore | UnscoredSample]]:
+    while shard := list(itertools.islice(results, size)):
+        yield shard

@@ -1,0 +1,234 @@
+"""How every stage becomes an artifact: look it up, else make it, and say which of the two it was.
+
+An asset states its identity and hands over a function; nothing here knows any stage.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from circuitseer_assets.errors import ArtifactError, StaleSettingsError
+from circuitseer_assets.records import Artifact, artifact_id_of
+from circuitseer_assets.settings import Settings
+from resources.artifacts import data_version_of as version_of_files
+from resources.home import Home
+
+SUMMARY_FILE = "summary.json"
+log = logging.getLogger("circuitseer")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What making an artifact gave besides its files.
+
+    `data` names the files or folders whose content is the artifact's data version. `summary` is
+    in the UI: a key that ends with `_md` is Markdown, `_url` a link. `rows` are the warehouse's,
+    committed together with the artifact.
+    """
+
+    data: Sequence[str]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, pa.Table] = field(default_factory=dict)
+    mlflow_run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Materialised:
+    """An artifact, and whether it was there already."""
+
+    artifact: Artifact
+    folder: Path
+    reused: bool
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What is shown of the artifact."""
+        loaded: dict[str, Any] = json.loads((self.folder / SUMMARY_FILE).read_text())
+        return loaded
+
+
+class StageRun:
+    """One materialisation of one stage: its settings, its parents and its store."""
+
+    def __init__(self, context: dg.AssetExecutionContext, home: Home, *slices: str) -> None:
+        self.context = context
+        self.home = home
+        self.settings: Settings = home.settings()
+        for name in slices:
+            self._ensure_observed(name)
+
+    def _ensure_observed(self, name: str) -> None:
+        key = dg.AssetKey(["settings", name])
+        record = self.context.instance.get_latest_data_version_record(key, is_source=True)
+        version = dg.DataVersion(self.home.slice_version(name))
+        if record is None:
+            raise StaleSettingsError(
+                f"the settings slice {name} was never observed; run `make run`"
+            )
+        seen = record.asset_observation
+        if seen is None or seen.tags.get("dagster/data_version") != version.value:
+            raise StaleSettingsError(
+                f"the settings slice {name} was changed after it was last observed; run `make run`, "
+                f"or materialise the group `settings` first"
+            )
+
+    def parent(self, *key: str) -> Artifact:
+        """Returns the artifact that an upstream asset last materialised.
+
+        Raises:
+            ArtifactError: the asset was never materialised, or its artifact is gone.
+        """
+        event = self.context.instance.get_latest_materialization_event(dg.AssetKey(list(key)))
+        name = "/".join(key)
+        if event is None or event.asset_materialization is None:
+            raise ArtifactError(f"{name} must be materialised first; run `make run`")
+        artifact_id = str(event.asset_materialization.metadata["artifact_id"].value)
+        artifact = self.home.warehouse.find_artifact(artifact_id)
+        if artifact is None:
+            raise ArtifactError(
+                f"{artifact_id}, the latest {name}, is not in the warehouse; materialise {name} again"
+            )
+        self.home.artifacts.verify(artifact.stage, artifact_id)
+        return artifact
+
+    def ancestor(self, artifact: Artifact, stage: str) -> Artifact:
+        """Returns the nearest ancestor of `artifact` that is of another stage.
+
+        Raises:
+            ArtifactError: it has none.
+        """
+        for ancestor in self.home.warehouse.lineage(artifact.artifact_id):
+            if ancestor.stage == stage:
+                return ancestor
+        raise ArtifactError(f"{artifact.artifact_id} must have an ancestor of stage {stage}")
+
+    def folder(self, artifact: Artifact) -> Path:
+        """Returns the folder the artifact's files lie in."""
+        return self.home.artifacts.folder(artifact.stage, artifact.artifact_id)
+
+    def reuse_or_make(
+        self,
+        stage: str,
+        identity: Mapping[str, Any],
+        parents: Sequence[Artifact],
+        make: Callable[[Path], Made],
+        *,
+        code_version: str,
+        also_from: Sequence[Artifact] = (),
+    ) -> Materialised:
+        """Returns the artifact with this identity: the stored one if it is whole, else a new one.
+
+        `also_from` are parents that follow from the others, and so are no part of the identity.
+        """
+        ids = [parent.artifact_id for parent in parents]
+        artifact_id = artifact_id_of(stage, identity, ids, code_version)
+        ids += [parent.artifact_id for parent in also_from]
+        found = self.reuse(artifact_id, stage)
+        if found is not None:
+            return found
+        started = time.monotonic()
+        with self.home.artifacts.write(stage, artifact_id) as folder:
+            made = make(folder)
+            summary = {**made.summary, "duration_s": round(time.monotonic() - started, 2)}
+            (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=1))
+        # Read where it lies: had somebody else been first, their files are the artifact.
+        version = data_version_of(self.home.artifacts.folder(stage, artifact_id), made.data)
+        artifact = Artifact(
+            artifact_id=artifact_id,
+            stage=stage,
+            data_version=version,
+            parents=tuple(ids),
+            settings=identity,
+            code_version=code_version,
+            dagster_run_id=self.context.run_id,
+            mlflow_run_id=made.mlflow_run_id,
+        )
+        self.home.warehouse.record(artifact, made.rows)
+        log.info("%s: made %s in %.1f s", stage, artifact_id, time.monotonic() - started)
+        return Materialised(artifact, self.folder(artifact), reused=False)
+
+    def reuse(self, artifact_id: str, stage: str) -> Materialised | None:
+        """Returns the stored artifact of this id if its row and all its files are whole."""
+        artifact = self.home.warehouse.find_artifact(artifact_id)
+        if artifact is None or not self.home.artifacts.is_whole(stage, artifact_id):
+            return None
+        log.info("%s: reused %s", stage, artifact_id)
+        return Materialised(artifact, self.folder(artifact), reused=True)
+
+    def result(
+        self, done: Materialised, *, key: str | None = None, **more: Any
+    ) -> dg.MaterializeResult[Any]:
+        """Returns what Dagster is told: the content's version, the ids, and the summary."""
+        artifact = done.artifact
+        metadata = {name: _metadata_value(name, v) for name, v in done.summary.items()}
+        metadata |= {
+            "artifact_id": dg.MetadataValue.text(artifact.artifact_id),
+            "reused": dg.MetadataValue.bool(done.reused),
+            "folder": dg.MetadataValue.path(str(done.folder)),
+            **more,
+        }
+        if artifact.dagster_run_id:
+            metadata["made_by_run"] = dg.MetadataValue.dagster_run(artifact.dagster_run_id)
+        if artifact.mlflow_run_id:
+            tracking = self.home.tracking()
+            metadata["mlflow_run"] = dg.MetadataValue.url(tracking.run_url(artifact.mlflow_run_id))
+        return dg.MaterializeResult(
+            asset_key=dg.AssetKey(key) if key else None,
+            data_version=dg.DataVersion(artifact.data_version),
+            metadata=metadata,
+        )
+
+    def progress(self, what: str) -> "Progress":
+        """Returns a progress line that is written at most every five seconds."""
+        return Progress(what)
+
+
+class Progress:
+    """Writes how far a long computation has come, how fast it is, and how long it will take."""
+
+    def __init__(self, what: str, interval_s: float = 5.0) -> None:
+        self.what, self.interval_s = what, interval_s
+        self.started = self.said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Says that `done` of `total` parts are done."""
+        now = time.monotonic()
+        if now - self.said < self.interval_s and done < total:
+            return
+        self.said = now
+        rate = done / max(now - self.started, 1e-9)
+        left_s = (total - done) / rate if rate else float("inf")
+        log.info("%s: %d of %d, %.1f a second, %.0f s left", self.what, done, total, rate, left_s)
+
+
+def _metadata_value(name: str, value: Any) -> dg.MetadataValue[Any]:
+    if name.endswith("_md"):
+        return dg.MetadataValue.md(value)
+    if name.endswith("_url"):
+        return dg.MetadataValue.url(value)
+    if isinstance(value, bool):
+        return dg.MetadataValue.bool(value)
+    if isinstance(value, int):
+        return dg.MetadataValue.int(value)
+    if isinstance(value, float):
+        return dg.MetadataValue.float(value)
+    if isinstance(value, str):
+        return dg.MetadataValue.text(value)
+    return dg.MetadataValue.json(value)
+
+
+def data_version_of(folder: Path, data: Sequence[str]) -> str:
+    """Returns a digest of the files named by `data`, folders taken whole."""
+    files = [f for name in data for f in _files_under(folder / name)]
+    return version_of_files(folder, [f.relative_to(folder).as_posix() for f in files])
+
+
+def _files_under(path: Path) -> list[Path]:
+    return sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]

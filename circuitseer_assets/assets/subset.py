@@ -1,0 +1,93 @@
+"""Stage subset: scores become weights, and the budget is drawn in proportion to them."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from circuitseer_assets.assets.slices import settings_key
+from circuitseer_assets.assets.stage import Made, StageRun
+from circuitseer_assets.method.figures import draw_score_histogram, to_markdown_image
+from circuitseer_assets.method.subset import summarize_draw
+from circuitseer_assets.method.weights import (
+    LengthStratum,
+    freeze_strata,
+    strata_from_table,
+    strata_table,
+    weigh_samples,
+)
+from circuitseer_assets.records import Artifact, artifact_id_of
+from circuitseer_assets.settings import SelectionSettings
+from resources.draw import draw_subset
+from resources.home import Home
+
+CODE_VERSION = "1"
+
+
+@dg.asset(
+    group_name="subset",
+    kinds={"duckdb", "parquet"},
+    deps=["sample_scores", settings_key("selection")],
+    code_version=CODE_VERSION,
+    description="The samples drawn for fine-tuning, with all that decided their place in the draw.",
+)
+def subset(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
+    """Draws the subset."""
+    run = StageRun(context, home, "selection")
+    scores = run.parent("sample_scores")
+    identity = {"selection": run.settings.slice("selection")}
+    subset_id = artifact_id_of("subset", identity, [scores.artifact_id], CODE_VERSION)
+    done = run.reuse_or_make(
+        "subset",
+        identity,
+        [scores],
+        lambda folder: _draw(run, scores, subset_id, folder),
+        code_version=CODE_VERSION,
+    )
+    command = f"circuitseer export {subset_id} --format jsonl"
+    return run.result(done, export=dg.MetadataValue.text(command))
+
+
+def _draw(run: StageRun, scores: Artifact, subset_id: str, folder: Path) -> Made:
+    selection = run.settings.selection
+    pool = pq.read_table(run.folder(scores) / "scores.parquet")
+    pool = weigh_samples(pool, selection, _strata(run, scores, selection, pool))
+    members = draw_subset(pool, selection)
+    pq.write_table(members, folder / "subset_members.parquet")
+    image = draw_score_histogram(pool["score"].to_pylist(), members["score"].to_pylist())
+    return Made(
+        data=["subset_members.parquet"],
+        summary={
+            "score_histogram_md": to_markdown_image(image, "scores of the pool and of the subset"),
+            **asdict(summarize_draw(pool, members)),
+        },
+        rows={
+            "subset_members": members.add_column(
+                0, "subset_id", pa.array([subset_id] * members.num_rows, pa.string())
+            )
+        },
+    )
+
+
+def _strata(
+    run: StageRun, scores: Artifact, selection: SelectionSettings, pool: pa.Table
+) -> tuple[LengthStratum, ...]:
+    """Returns the length strata of this scorer, frozen at its first draw."""
+    if selection.debias == "none":
+        return ()
+
+    def freeze(folder: Path) -> Made:
+        pq.write_table(strata_table(freeze_strata(pool)), folder / "length_strata.parquet")
+        return Made(data=["length_strata.parquet"])
+
+    frozen = run.reuse_or_make(
+        "length_strata",
+        {"scorer_id": scores.settings["scorer_id"]},
+        [],
+        freeze,
+        code_version=CODE_VERSION,
+    )
+    return strata_from_table(pq.read_table(frozen.folder / "length_strata.parquet"))

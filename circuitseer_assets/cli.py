@@ -1,0 +1,117 @@
+"""The `circuitseer` command: run the graph, export a subset, read a lineage. Thin."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from circuitseer_assets.errors import CircuitSeerError
+from circuitseer_assets.settings import settings_path
+from resources.overrides import home_of, write_overrides
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Pick training data for reasoning models by looking inside the model.",
+)
+console = Console(stderr=True, highlight=False)
+
+Preset = Annotated[str | None, typer.Option(help="A file of presets/, without its suffix.")]
+CorpusFile = Annotated[str | None, typer.Option(help="A corpus file, in place of the preset's.")]
+EvaluationFile = Annotated[
+    str | None, typer.Option("--eval", help="A file of problems, in place of the preset's.")
+]
+
+
+@app.command()
+def run(
+    preset: Preset = None, corpus: CorpusFile = None, evaluation: EvaluationFile = None
+) -> None:
+    """Run the whole graph on the settings in use, and say what came out."""
+    folder = write_overrides(preset, corpus, evaluation)
+    _log_to_terminal()
+    from resources.home import Home
+
+    home = Home.prepared(folder)
+    home.set_environment()
+    console.print(f"settings: {settings_path(home.folder)}")
+    from circuitseer_assets.definitions import defs
+    from jobs.run import run_full_pipeline
+    from jobs.summary import summarise_run
+
+    finished = run_full_pipeline(defs, home)
+    print(summarise_run(finished, home))
+
+
+@app.command()
+def dev(preset: Preset = None) -> None:
+    """Observe the settings, then start the Dagster UI and the MLflow UI on loopback."""
+    from jobs.run import observe_now
+    from resources.home import Home
+    from resources.servers import serve
+
+    home = Home.prepared(home_of(preset))
+    changed = observe_now(home)
+    console.print(f"settings observed; changed slices: {', '.join(changed) or 'none'}")
+    raise typer.Exit(serve(home))
+
+
+@app.command()
+def export(
+    subset: Annotated[str, typer.Argument(help="A subset's id, or `latest`.")] = "latest",
+    format_: Annotated[
+        Literal["jsonl", "parquet"], typer.Option("--format", help="The file's format.")
+    ] = "jsonl",
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write; by default one in the home's exports/.")
+    ] = None,
+    preset: Preset = None,
+) -> None:
+    """Write a subset's rows with their original columns, in corpus order, plus score and id."""
+    from resources.export import export_subset
+    from resources.home import Home
+
+    path, num_samples = export_subset(Home.prepared(home_of(preset)), subset, format_, output)
+    console.print(f"wrote {num_samples} samples to")
+    print(path)
+
+
+@app.command()
+def lineage(
+    artifact: Annotated[str, typer.Argument(help="Any artifact's id, or `latest`.")] = "latest",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    preset: Preset = None,
+) -> None:
+    """Show everything an artifact was made from."""
+    from circuitseer_assets.method.audit import format_lineage, lineage_as_json, trace_lineage
+    from resources.home import Home
+
+    warehouse = Home.prepared(home_of(preset)).warehouse
+    artifact_id = artifact
+    if artifact == "latest":
+        artifact_id = next(
+            (a.artifact_id for a in warehouse.latest_artifacts("audit", 1)), artifact
+        )
+    traced = trace_lineage(artifact_id, warehouse.find_artifact)
+    print(json.dumps(lineage_as_json(traced), indent=1) if as_json else format_lineage(traced))
+
+
+def main() -> None:
+    """Runs the command; what CircuitSeer refuses ends in one sentence and exit status 2."""
+    try:
+        app()
+    except CircuitSeerError as error:
+        console.print(f"circuitseer: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _log_to_terminal() -> None:
+    logger = logging.getLogger("circuitseer")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(RichHandler(console=console, show_path=False, show_level=False))
+    logger.propagate = False

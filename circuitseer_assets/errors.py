@@ -1,0 +1,37 @@
+"""What can go wrong, said in one sentence: the parameter, its value, the rule and the remedy."""
+
+
+class CircuitSeerError(Exception):
+    """Anything CircuitSeer refuses or cannot do; its message is written for the user."""
+
+
+class SettingsError(CircuitSeerError):
+    """A setting is unknown, of the wrong type or impossible."""
+
+
+class StaleSettingsError(CircuitSeerError):
+    """A settings slice was changed after it was last observed."""
+
+
+class CorpusError(CircuitSeerError):
+    """A corpus cannot be read, or holds no usable row."""
+
+
+class ModelError(CircuitSeerError):
+    """A model cannot be loaded, or its architecture is not supported."""
+
+
+class WarehouseError(CircuitSeerError):
+    """The warehouse cannot be opened, or what it holds breaks a rule."""
+
+
+class ArtifactError(CircuitSeerError):
+    """An artifact is missing, or its files are not what they were when it was made."""
+
+
+class EvaluationError(CircuitSeerError):
+    """An evaluation task cannot be run as it was asked for."""
+
+
+class TrackingError(CircuitSeerError):
+    """The MLflow store cannot be reached, or refuses what it is given."""

@@ -1,0 +1,138 @@
+"""Stage `evaluation` in, stage `audit` out: everything a figure, checkpoint or subset stands on.
+
+An artifact names its parents; following them gives the whole chain down to the corpus.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from circuitseer_assets.errors import ArtifactError
+from circuitseer_assets.records import Artifact
+
+FindArtifact = Callable[[str], Artifact | None]
+
+_BRANCH, _LAST_BRANCH, _BAR, _BLANK = "├─ ", "└─ ", "│  ", "   "
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """One artifact and everything upstream of it.
+
+    Attributes:
+        artifacts: the artifact asked for first, then every other one once, nearest first.
+        missing: ids that are named as parents, and of which nothing is recorded.
+    """
+
+    artifacts: tuple[Artifact, ...]
+    missing: tuple[str, ...] = ()
+
+    @property
+    def artifact_id(self) -> str:
+        """The artifact whose lineage this is."""
+        return self.artifacts[0].artifact_id
+
+
+def trace_lineage(artifact_id: str, find: FindArtifact) -> Lineage:
+    """Returns the artifact and everything it was made from, directly and through others.
+
+    Args:
+        artifact_id: the artifact, of any stage.
+        find: returns the artifact with an id, or None where none is recorded.
+
+    Raises:
+        ArtifactError: no artifact has this id.
+    """
+    start = find(artifact_id)
+    if start is None:
+        raise ArtifactError(
+            f"the id must be that of a recorded artifact, got {artifact_id!r}; take one from the "
+            f"table artifacts or from the metadata of an asset"
+        )
+    found, missing = {artifact_id: start}, []
+    nearest = [start]
+    while nearest:
+        parents = dict.fromkeys(parent for artifact in nearest for parent in artifact.parents)
+        unseen = [parent for parent in parents if parent not in found and parent not in missing]
+        nearest = []
+        for parent in unseen:
+            artifact = find(parent)
+            if artifact is None:
+                missing.append(parent)
+            else:
+                found[parent] = artifact
+                nearest.append(artifact)
+    return Lineage(tuple(found.values()), tuple(missing))
+
+
+def lineage_as_json(lineage: Lineage) -> dict[str, Any]:
+    """Returns the lineage as plain JSON values, times in ISO 8601."""
+    return {
+        "artifact_id": lineage.artifact_id,
+        "artifacts": [_artifact_as_json(artifact) for artifact in lineage.artifacts],
+        "missing": list(lineage.missing),
+    }
+
+
+def format_lineage(lineage: Lineage) -> str:
+    """Returns the lineage as a tree of text, each artifact above what it was made from.
+
+    An artifact that was used more than once is written out once, then only named.
+    """
+    by_id = {artifact.artifact_id: artifact for artifact in lineage.artifacts}
+    lines: list[str] = []
+    written: set[str] = set()
+
+    def write(artifact_id: str, first_indent: str, indent: str) -> None:
+        artifact = by_id.get(artifact_id)
+        if artifact is None:
+            lines.append(f"{first_indent}{artifact_id} (not recorded)")
+            return
+        if artifact_id in written:
+            lines.append(f"{first_indent}{artifact_id} (see above)")
+            return
+        written.add(artifact_id)
+        lines.append(first_indent + artifact_id)
+        rail = _BAR if artifact.parents else _BLANK
+        lines.extend(f"{indent}{rail}{detail}" for detail in _details(artifact))
+        for i, parent in enumerate(artifact.parents):
+            is_last = i == len(artifact.parents) - 1
+            branch, continued = (_LAST_BRANCH, _BLANK) if is_last else (_BRANCH, _BAR)
+            write(parent, indent + branch, indent + continued)
+
+    write(lineage.artifact_id, "", "")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _details(artifact: Artifact) -> list[str]:
+    facts = [f"content {artifact.data_version}", f"code {artifact.code_version}"]
+    if artifact.created_at is not None:
+        facts.append(f"made {artifact.created_at:%Y-%m-%d %H:%M:%S} UTC")
+    runs = {"Dagster run": artifact.dagster_run_id, "MLflow run": artifact.mlflow_run_id}
+    return [
+        ", ".join(facts),
+        *(f"{name} {run_id}" for name, run_id in runs.items() if run_id),
+        *(f"{name}: {_compact(value)}" for name, value in artifact.settings.items()),
+    ]
+
+
+def _compact(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _artifact_as_json(artifact: Artifact) -> dict[str, Any]:
+    created_at = artifact.created_at
+    return {
+        "artifact_id": artifact.artifact_id,
+        "stage": artifact.stage,
+        "data_version": artifact.data_version,
+        "parents": list(artifact.parents),
+        "settings": dict(artifact.settings),
+        "code_version": artifact.code_version,
+        "dagster_run_id": artifact.dagster_run_id,
+        "mlflow_run_id": artifact.mlflow_run_id,
+        "created_at": None if created_at is None else created_at.isoformat(),
+    }

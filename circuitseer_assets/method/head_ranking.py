@@ -1,0 +1,426 @@
+"""Ranks attention heads by what their removal costs on reasoning: probe_set in, head_ranking out.
+
+One head at a time is made to attend evenly to all it sees; the heads whose ablation raises the loss
+of the reference response most are the reasoning heads. A race over the probes spares the heads that
+cannot win, and fresh probes say which of the chosen are real.
+
+Reference: CircuitSeer, arXiv 2510.18470.
+"""
+
+import hashlib
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from circuitseer_assets.errors import CorpusError, ModelError, SettingsError
+from circuitseer_assets.method import ranking_statistics as statistics
+from circuitseer_assets.method.ablation import (
+    Ablation,
+    DecoderParts,
+    ablated_loss_nats,
+    check_restart,
+    decoder_parts,
+    mean_head_outputs,
+    run_clean,
+)
+from circuitseer_assets.method.ranking_statistics import BoolArray, FloatArray
+from circuitseer_assets.records import (
+    HeadId,
+    HeadImportance,
+    HeadRanking,
+    JointAblation,
+    TokenizedText,
+)
+from circuitseer_assets.settings import HeadRankingSettings
+
+CONFIRMATION_LEVEL = 0.05
+
+ReportProgress = Callable[[int, int], None]
+"""Takes how many ablations are done and how many there will be, as far as is known."""
+
+Journal = MutableMapping[str, FloatArray]
+"""What has been measured, by probe: the clean loss, then each head's effect (NaN: not measured)."""
+
+
+def rank_heads(
+    model: PreTrainedModel,
+    *,
+    ranking: Sequence[TokenizedText],
+    confirmation: Sequence[TokenizedText],
+    control: Sequence[TokenizedText],
+    settings: HeadRankingSettings,
+    max_batch_tokens: int,
+    report_progress: ReportProgress | None = None,
+    journal: Journal | None = None,
+) -> HeadRanking:
+    """Returns all heads by importance, the chosen ones confirmed on probes of their own.
+
+    A head's importance is the mean over `ranking` of loss(ablated) - loss(clean), in nats a token
+    of the response. `delta_control_nats` is measured for all heads where `select_by` needs it, else
+    for the chosen ones.
+
+    Args:
+        model: a decoder in evaluation mode.
+        ranking: probes that the heads are ranked on.
+        confirmation: other probes, for the evidence.
+        control: texts that need no reasoning; may be empty.
+        settings: how heads are ablated, chosen and confirmed.
+        max_batch_tokens: how many tokens run at once.
+        report_progress: called after every probe.
+        journal: what an earlier, interrupted call with the same model, texts and settings measured;
+            it is read first and added to after every probe.
+
+    Raises:
+        ModelError: the architecture is not supported, or a probe is longer than its context.
+        SettingsError: the settings cannot be met with this model and these probes.
+        CorpusError: a probe has no response.
+    """
+    _check_probes(model, ranking, confirmation, control, settings)
+    lab = _laboratory(model, ranking, settings, max_batch_tokens, journal)
+    num_heads = len(lab.heads)
+    k = statistics.num_chosen_heads(settings.fraction, num_heads)
+    report = report_progress or (lambda done, total: None)
+    specific = settings.select_by == "specific_delta"
+    rest = k * (len(confirmation) + (0 if specific else len(control)))
+    rest += (1 + settings.num_random_draws) * len(confirmation)
+    progress = _Progress(report, num_heads * (len(ranking) + len(control) * specific) + rest)
+
+    everyone: BoolArray = np.ones(num_heads, dtype=np.bool_)
+    on_control = lab.measure(control, everyone, progress) if specific else None
+    on_ranking = _race(lab, ranking, on_control, k, settings, progress)
+    values = _selection_values(on_ranking, on_control)
+    finished = np.where(np.isnan(on_ranking.effects).any(axis=1), np.nan, values)
+    is_chosen: BoolArray = np.isin(np.arange(num_heads), statistics.top_heads(finished, k))
+    on_confirmation = lab.measure(confirmation, is_chosen, progress)
+    if on_control is None:
+        on_control = lab.measure(control, is_chosen, progress)
+
+    evidence = _Evidence(on_ranking, on_confirmation, on_control)
+    rows = _importance(lab.heads, values, is_chosen, evidence, settings)
+    reasoning = [row.head for row in rows if row.is_reasoning_head]
+    return HeadRanking(
+        importance=rows,
+        num_layers=lab.parts.num_layers,
+        num_heads=lab.parts.num_heads,
+        clean_loss_nats=on_ranking.clean_loss_nats,
+        clean_confirmation_loss_nats=on_confirmation.clean_loss_nats,
+        clean_control_loss_nats=on_control.clean_loss_nats if control else None,
+        boundary_gap_nats=_boundary_gap(values, finished, is_chosen),
+        split_half_overlap=statistics.split_half_overlap(on_ranking.effects, k),
+        joint=_joint_ablation(lab, reasoning, confirmation, settings, progress),
+    )
+
+
+def _check_probes(
+    model: PreTrainedModel,
+    ranking: Sequence[TokenizedText],
+    confirmation: Sequence[TokenizedText],
+    control: Sequence[TokenizedText],
+    settings: HeadRankingSettings,
+) -> None:
+    for name, texts in (("num_ranking", ranking), ("num_confirmation", confirmation)):
+        if len(texts) < 2:
+            raise SettingsError(
+                f"probe_set.{name} must give at least 2 probes, got {len(texts)}; enlarge it, or "
+                f"the corpus"
+            )
+    if settings.select_by == "specific_delta" and not control:
+        raise SettingsError(
+            "probe_set.num_control must be at least 1 when head_ranking.select_by is "
+            "'specific_delta', got 0; set probe_set.num_control"
+        )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for text in (*ranking, *confirmation, *control):
+        if len(text.input_ids) <= max(text.response_start, 1):
+            raise CorpusError(
+                f"every probe must have a response, sample {text.sample_id} has none; remove it "
+                f"from the corpus"
+            )
+        if context is not None and len(text.input_ids) > context:
+            raise ModelError(
+                f"every probe must fit into base_model's context of {context} tokens, sample "
+                f"{text.sample_id} has {len(text.input_ids)}; set probe_set.max_characters"
+            )
+
+
+# measuring ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Progress:
+    report: ReportProgress
+    total: int
+    done: int = 0
+
+    def advance(self, ablations: int) -> None:
+        self.done += ablations
+        self.report(self.done, max(self.total, self.done))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Measured:
+    """Effects in nats a token, (heads, probes), NaN where not measured; clean losses, (probes,)."""
+
+    effects: FloatArray
+    clean_losses_nats: FloatArray
+
+    @property
+    def clean_loss_nats(self) -> float:
+        return float(self.clean_losses_nats.mean()) if len(self.clean_losses_nats) else 0.0
+
+    @property
+    def num_probes(self) -> int:
+        return len(self.clean_losses_nats)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Laboratory:
+    """A model ready for ablations."""
+
+    parts: DecoderParts
+    heads: tuple[HeadId, ...]
+    settings: HeadRankingSettings
+    mean_outputs: Tensor | None
+    max_batch_tokens: int
+    journal: Journal
+
+    def measure(
+        self, texts: Sequence[TokenizedText], which: BoolArray, progress: _Progress
+    ) -> _Measured:
+        """Returns the effects of the heads in `which` on `texts`; the others' are NaN."""
+        effects = np.full((len(self.heads), len(texts)), np.nan)
+        clean = np.zeros(len(texts))
+        for i, text in enumerate(texts):
+            clean[i], measured = self._measure_one(text, which)
+            effects[which, i] = measured[which]
+            progress.advance(int(which.sum()))
+        return _Measured(effects, clean)
+
+    def _measure_one(self, text: TokenizedText, which: BoolArray) -> tuple[float, FloatArray]:
+        known = self.journal.get(text.sample_id, np.full(1 + len(self.heads), np.nan)).copy()
+        missing = np.flatnonzero(which & np.isnan(known[1:]))
+        if len(missing) or np.isnan(known[0]):
+            ablations = [frozenset({self.heads[i]}) for i in missing]
+            known[0], known[1 + missing] = self.effects(text, ablations)
+            self.journal[text.sample_id] = known
+        return float(known[0]), known[1:]
+
+    def effects(
+        self, text: TokenizedText, ablations: Sequence[Ablation]
+    ) -> tuple[float, FloatArray]:
+        """Returns the clean loss and what each ablation adds to it."""
+        clean = run_clean(self.parts, text)
+        losses = ablated_loss_nats(
+            self.parts,
+            clean,
+            ablations,
+            kind=self.settings.ablation,
+            max_batch_tokens=self.max_batch_tokens,
+            mean_outputs=self.mean_outputs,
+        )
+        return clean.loss_nats, np.array(losses) - clean.loss_nats
+
+
+def _laboratory(
+    model: PreTrainedModel,
+    ranking: Sequence[TokenizedText],
+    settings: HeadRankingSettings,
+    max_batch_tokens: int,
+    journal: Journal | None,
+) -> _Laboratory:
+    parts = decoder_parts(model)
+    heads = tuple(
+        HeadId(layer, head) for layer in range(parts.num_layers) for head in range(parts.num_heads)
+    )
+    means = mean_head_outputs(parts, ranking) if settings.ablation == "mean" else None
+    check_restart(parts, ranking[0], kind=settings.ablation, mean_outputs=means)
+    records: Journal = {} if journal is None else journal
+    return _Laboratory(parts, heads, settings, means, max_batch_tokens, records)
+
+
+def _race(
+    lab: _Laboratory,
+    texts: Sequence[TokenizedText],
+    on_control: _Measured | None,
+    k: int,
+    settings: HeadRankingSettings,
+    progress: _Progress,
+) -> _Measured:
+    texts = _hash_ordered(texts, settings.seed)
+    running: BoolArray = np.ones(len(lab.heads), dtype=np.bool_)
+    first = len(texts) if settings.exhaustive else settings.first_round_probes
+    measured = _Measured(np.empty((len(lab.heads), 0)), np.empty(0))
+    for end in statistics.round_ends(len(texts), first):
+        new = lab.measure(texts[measured.num_probes : end], running, progress)
+        measured = _Measured(
+            np.hstack([measured.effects, new.effects]),
+            np.hstack([measured.clean_losses_nats, new.clean_losses_nats]),
+        )
+        effects = measured.effects - _control_part(measured, on_control)[:, None]
+        stay = statistics.race_survivors(
+            effects[running], num_probes=len(texts), k=k, z=settings.interval_z
+        )
+        progress.total -= int((~stay).sum()) * (len(texts) - end)
+        running[running] = stay
+    return measured
+
+
+def _hash_ordered(texts: Sequence[TokenizedText], seed: int) -> list[TokenizedText]:
+    def key(text: TokenizedText) -> tuple[bytes, str]:
+        return hashlib.md5(f"{seed}:{text.sample_id}".encode()).digest(), text.sample_id
+
+    return sorted(texts, key=key)
+
+
+# choosing -----------------------------------------------------------------------------------------
+
+
+def _control_part(on_ranking: _Measured, on_control: _Measured | None) -> FloatArray:
+    """Returns the part of each head's effect that its effect on control texts explains, (heads,).
+
+    That is the relative rise of the loss on the control texts, in nats of the loss on the probes:
+    ranking by the difference is ranking by the difference of relative rises.
+    """
+    if on_control is None:
+        return np.zeros(len(on_ranking.effects))
+    scale = on_ranking.clean_loss_nats / on_control.clean_loss_nats
+    part: FloatArray = on_control.effects.mean(axis=1) * scale
+    return part
+
+
+def _selection_values(on_ranking: _Measured, on_control: _Measured | None) -> FloatArray:
+    means = np.nanmean(on_ranking.effects, axis=1)
+    values: FloatArray = means - _control_part(on_ranking, on_control)
+    return values
+
+
+def _boundary_gap(values: FloatArray, finished: FloatArray, is_chosen: BoolArray) -> float:
+    """Returns by how much the last chosen head beats the next, preferably one seen on all."""
+    if is_chosen.all():
+        return 0.0
+    rest = finished[~is_chosen]
+    if np.isnan(rest).all():
+        rest = values[~is_chosen]
+    return float(values[is_chosen].min() - np.nanmax(rest))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Evidence:
+    on_ranking: _Measured
+    on_confirmation: _Measured
+    on_control: _Measured
+
+
+def _importance(
+    heads: Sequence[HeadId],
+    values: FloatArray,
+    is_chosen: BoolArray,
+    evidence: _Evidence,
+    settings: HeadRankingSettings,
+) -> tuple[HeadImportance, ...]:
+    chosen = np.flatnonzero(is_chosen)
+    p_values = [statistics.paired_t_p_value(evidence.on_confirmation.effects[i]) for i in chosen]
+    p_holm = dict(
+        zip(chosen.tolist(), statistics.holm_adjusted(np.array(p_values)).tolist(), strict=True)
+    )
+    order = np.lexsort((np.arange(len(heads)), -values, ~is_chosen))
+    rows = tuple(_importance_of(heads[i], i, p_holm.get(i), evidence) for i in order.tolist())
+    if settings.unconfirmed == "keep":
+        return rows
+    return _without_unconfirmed(rows, evidence.on_confirmation.num_probes)
+
+
+def _importance_of(
+    head: HeadId, i: int, p_holm: float | None, evidence: _Evidence
+) -> HeadImportance:
+    effects = evidence.on_ranking.effects[i]
+    seen = effects[~np.isnan(effects)]
+    stderr, low, high = statistics.t_interval(seen)
+    confirmed = None
+    if p_holm is not None:
+        on_confirmation = evidence.on_confirmation.effects[i]
+        confirmed = float(on_confirmation.mean())
+        _, low, high = statistics.t_interval(on_confirmation)
+    on_control = evidence.on_control.effects[i]
+    has_control = len(on_control) > 0 and not np.isnan(on_control).any()
+    return HeadImportance(
+        head=head,
+        delta_loss_nats=float(seen.mean()),
+        stderr=stderr,
+        ci_low=low,
+        ci_high=high,
+        num_probes=len(seen),
+        measured_on_all=len(seen) == len(effects),
+        is_reasoning_head=p_holm is not None,
+        confirmed_delta_nats=confirmed,
+        p_holm=p_holm,
+        delta_control_nats=float(on_control.mean()) if has_control else None,
+    )
+
+
+def _without_unconfirmed(
+    rows: tuple[HeadImportance, ...], num_probes: int
+) -> tuple[HeadImportance, ...]:
+    kept = tuple(
+        replace(row, is_reasoning_head=row.p_holm is not None and row.p_holm <= CONFIRMATION_LEVEL)
+        for row in rows
+    )
+    if not any(row.is_reasoning_head for row in kept):
+        raise SettingsError(
+            f"head_ranking.unconfirmed is 'drop' and none of the chosen heads has a Holm-adjusted "
+            f"p-value of at most {CONFIRMATION_LEVEL} on {num_probes} confirmation probes; raise "
+            f"probe_set.num_confirmation, or set head_ranking.unconfirmed to 'keep'"
+        )
+    return kept
+
+
+def _joint_ablation(
+    lab: _Laboratory,
+    reasoning: Sequence[HeadId],
+    texts: Sequence[TokenizedText],
+    settings: HeadRankingSettings,
+    progress: _Progress,
+) -> JointAblation:
+    draws = random_head_sets(reasoning, lab.heads, settings.num_random_draws, settings.seed)
+    ablations = [frozenset(reasoning), *draws]
+    effects = []
+    for text in texts:
+        key = f"joint:{text.sample_id}"
+        if key not in lab.journal:
+            lab.journal[key] = lab.effects(text, ablations)[1]
+        effects.append(lab.journal[key])
+        progress.advance(len(ablations))
+    means = np.mean(effects, axis=0)
+    as_bad = int((means[1:] >= means[0]).sum())
+    return JointAblation(
+        delta_chosen_nats=float(means[0]),
+        delta_random_nats=tuple(means[1:].tolist()),
+        p_value=(1 + as_bad) / (1 + len(draws)),
+    )
+
+
+def random_head_sets(
+    chosen: Sequence[HeadId], heads: Sequence[HeadId], num_draws: int, seed: int
+) -> list[frozenset[HeadId]]:
+    """Returns `num_draws` sets of as many unchosen heads from the same layers.
+
+    A layer with fewer unchosen than chosen heads gives all it has: the set is then smaller.
+    """
+    random = np.random.default_rng(seed)
+    layers = sorted({head.layer for head in chosen})
+    others = {
+        layer: [head for head in heads if head.layer == layer and head not in chosen]
+        for layer in layers
+    }
+    wanted = {layer: sum(head.layer == layer for head in chosen) for layer in layers}
+    return [
+        frozenset(
+            others[layer][i]
+            for layer in layers
+            for i in random.permutation(len(others[layer]))[: wanted[layer]]
+        )
+        for _ in range(num_draws)
+    ]

@@ -1,0 +1,340 @@
+"""Scores samples by the attention of the reasoning heads: head_ranking in, sample_scores out.
+
+While the model reads a prompt, the attention that each token receives from the reasoning heads is
+averaged over heads and queries; the score is how unevenly it is spread over the tokens. The forward
+ends at the deepest of these heads, and theirs is the only attention that is ever looked at.
+
+Reference: CircuitSeer, arXiv 2510.18470.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from circuitseer_assets.errors import SettingsError
+from circuitseer_assets.method.attention import (
+    AttentionCall,
+    StopForward,
+    attention_rows,
+    ensure_supported,
+    intercept_attention,
+    num_queries_seeing,
+    received_attention,
+)
+from circuitseer_assets.records import HeadId, SampleScore, TokenizedText, UnscoredSample
+from circuitseer_assets.settings import ScoringSettings
+
+WINDOW_SAMPLES = 512
+"""How many texts are looked ahead to form batches of like lengths."""
+
+
+def score_samples(
+    model: PreTrainedModel,
+    texts: Iterable[TokenizedText],
+    *,
+    heads: Sequence[HeadId],
+    settings: ScoringSettings,
+    max_batch_tokens: int,
+) -> Iterator[SampleScore | UnscoredSample]:
+    """Returns the score of every text, or the reason why it has none, in no particular order.
+
+    The readings, for a over the T usable tokens (summing to 1):
+
+    - `attention_variance`: sum((a - 1/T)^2) / T.
+    - `attention_cv2`: T^2 times that.
+    - `attention_lift`: each query's attention times the number of tokens it sees (1 = uniform),
+      self-attention left out, averaged over the queries (and heads) that see token j; the variance
+      of that over j, each j weighted by the number of queries that see it.
+
+    With `tokens: content` both queries and keys lie inside the problem's own text, with
+    `span: response` inside the response, which the model then reads as well; the average is
+    renormalised once (for `attention_lift` to a weighted mean of 1). `queries: last` takes the last
+    query of the span. `reduce: variance_then_mean` reads each head by itself and averages the
+    readings.
+
+    Texts of like length share a batch, padded on the right without a mask: under causal attention
+    no token sees the padding, so a score does not depend on its batch beyond rounding.
+
+    Args:
+        model: a decoder in evaluation mode.
+        texts: prompts, with or without a response; read lazily, some hundreds ahead.
+        heads: whose attention is read.
+        settings: the reading and its options.
+        max_batch_tokens: how many tokens run at once, padding included; at least one text does.
+
+    Raises:
+        ModelError: the architecture is not supported.
+        SettingsError: `heads` is empty or not the model's.
+    """
+    shape = ensure_supported(model)
+    foreign = [h for h in heads if h.layer >= shape.num_layers or h.head >= shape.num_heads]
+    if not heads or foreign:
+        raise SettingsError(
+            f"heads must name at least one of the model's {shape.num_layers} x {shape.num_heads} "
+            f"heads, got {foreign[0] if foreign else 'none'}; rank this model's heads first"
+        )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = min(n for n in (settings.max_tokens, context, 2**62) if n is not None)
+    remaining = iter(texts)
+    while window := list(itertools.islice(remaining, WINDOW_SAMPLES)):
+        readable = []
+        for text in window:
+            reading = _to_read(text, settings, limit)
+            if isinstance(reading, UnscoredSample):
+                yield reading
+            else:
+                readable.append(reading)
+        for batch in _batches(readable, max_batch_tokens):
+            yield from _score_batch(model, batch, heads, settings)
+
+
+# what is read of a text ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _ToRead:
+    """The tokens the model reads, and the half-open spans of the queries and of the keys."""
+
+    sample_id: str
+    input_ids: tuple[int, ...]
+    queries: tuple[int, int]
+    keys: tuple[int, int]
+
+
+def _to_read(
+    text: TokenizedText, settings: ScoringSettings, limit: int
+) -> _ToRead | UnscoredSample:
+    prompt_only = settings.span == "prompt"
+    ids = text.input_ids[: text.response_start] if prompt_only else text.input_ids
+    if len(ids) > limit and settings.long_prompts == "quarantine":
+        detail = f"{len(ids)} tokens, at most {limit} can be scored"
+        return UnscoredSample(text.sample_id, "too_long", detail)
+    ids = ids[:limit]
+    if not prompt_only:
+        start, stop = text.response_start, len(ids)
+    elif settings.tokens == "content":
+        start, stop = text.content
+    else:
+        start, stop = 0, len(ids)
+    start, stop = min(start, len(ids)), min(stop, len(ids))
+    if stop - start < settings.min_tokens:
+        return _too_few(text.sample_id, stop - start, settings)
+    first_query = stop - 1 if settings.queries == "last" else start
+    return _ToRead(text.sample_id, ids, (first_query, stop), (start, stop))
+
+
+def _too_few(sample_id: str, usable: int, settings: ScoringSettings) -> UnscoredSample:
+    detail = f"{usable} usable tokens, at least {settings.min_tokens} are needed"
+    return UnscoredSample(sample_id, "too_few_tokens", detail)
+
+
+def _batches(texts: Sequence[_ToRead], max_batch_tokens: int) -> Iterator[list[_ToRead]]:
+    batch: list[_ToRead] = []
+    for text in sorted(texts, key=lambda text: (len(text.input_ids), text.sample_id)):
+        if batch and (len(batch) + 1) * len(text.input_ids) > max_batch_tokens:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
+
+
+# what the heads do with it ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Received:
+    """What every token receives, summed over queries, and from how many: (B, heads, T) each."""
+
+    attention: Tensor
+    num_queries: Tensor
+
+
+def _score_batch(
+    model: PreTrainedModel,
+    batch: Sequence[_ToRead],
+    heads: Sequence[HeadId],
+    settings: ScoringSettings,
+) -> Iterator[SampleScore | UnscoredSample]:
+    received = _read(model, batch, heads, settings)
+    for row, text in enumerate(batch):
+        start, stop = text.keys
+        yield _score_one(
+            text,
+            received.attention[row, :, start:stop],
+            received.num_queries[row, :, start:stop],
+            settings,
+        )
+
+
+@torch.inference_mode()
+def _read(
+    model: PreTrainedModel,
+    batch: Sequence[_ToRead],
+    heads: Sequence[HeadId],
+    settings: ScoringSettings,
+) -> _Received:
+    length = max(len(text.input_ids) for text in batch)
+    ids = torch.zeros(len(batch), length, dtype=torch.long)
+    weights = torch.zeros(len(batch), length)
+    for row, text in enumerate(batch):
+        ids[row, : len(text.input_ids)] = torch.tensor(text.input_ids)
+        weights[row, slice(*text.queries)] = 1.0
+    weights = weights.to(model.device)
+    by_layer = {
+        layer: [head.head for head in group]
+        for layer, group in itertools.groupby(sorted(set(heads)), key=lambda head: head.layer)
+    }
+    attention: list[Tensor] = []
+    counts: list[Tensor] = []
+    lift = settings.reading == "attention_lift"
+
+    def intercept(call: AttentionCall, attend: Callable[[], Tensor]) -> Tensor:
+        here = by_layer.get(call.layer)
+        if here is not None:
+            scaled = weights * call.num_visible() if lift else weights
+            attention.append(received_attention(call, here, scaled, without_self=lift).cpu())
+            seen = num_queries_seeing(call, weights) if lift else weights.double().sum(-1)[:, None]
+            counts.append(seen.cpu()[:, None].expand_as(attention[-1]))
+        if call.layer == max(by_layer):
+            raise StopForward
+        return attend()
+
+    with intercept_attention(model, intercept):
+        model.get_decoder()(input_ids=ids.to(model.device), use_cache=False)
+    return _Received(torch.cat(attention, 1), torch.cat(counts, 1))
+
+
+# what is made of it -------------------------------------------------------------------------------
+
+
+def _score_one(
+    text: _ToRead, attention: Tensor, num_queries: Tensor, settings: ScoringSettings
+) -> SampleScore | UnscoredSample:
+    """Returns the score from what each token received, and from how many: (heads, T) each."""
+    if settings.reduce == "mean_then_variance":
+        attention, num_queries = attention.sum(0, True), num_queries.sum(0, True)
+    if not bool(attention.isfinite().all()):
+        return UnscoredSample(text.sample_id, "not_finite", "the model's attention has NaN")
+    # Under attention_lift nobody else sees the last token, or one before a sliding window.
+    usable = int((num_queries > 0).sum(-1).min())
+    if usable < settings.min_tokens:
+        return _too_few(text.sample_id, usable, settings)
+    profile = attention / num_queries.clamp_min(1)
+    partial = settings.tokens == "content" or settings.span == "response"
+    if settings.reading == "attention_lift":
+        readings = _weighted_variance(profile, num_queries, renormalise=partial)
+    else:
+        readings = _variance(profile, renormalise=partial)
+        if settings.reading == "attention_cv2":
+            readings = readings * usable**2
+    score = float(readings.mean())
+    if not math.isfinite(score):
+        detail = f"no attention on the {usable} usable tokens"
+        return UnscoredSample(text.sample_id, "no_attention_mass", detail)
+    return SampleScore(text.sample_id, score, usable)
+
+
+def _variance(profile: Tensor, *, renormalise: bool) -> Tensor:
+    """Returns sum((a - 1/T)^2) / T of each row, NaN without mass; in this form nothing cancels."""
+    mass = profile.sum(-1, True)
+    profile = (profile / mass if renormalise else profile).where(mass > 0, torch.nan)
+    num_tokens = profile.shape[-1]
+    return (profile - 1 / num_tokens).square().sum(-1) / num_tokens
+
+
+def _weighted_variance(profile: Tensor, weights: Tensor, *, renormalise: bool) -> Tensor:
+    """Returns the weighted variance of each row, NaN without mass."""
+    weights = weights / weights.sum(-1, True)
+    mean = (weights * profile).sum(-1, True)
+    if renormalise:
+        profile, mean = profile / mean, torch.ones_like(mean)
+    profile = profile.where(mean > 0, torch.nan)
+    return (weights * (profile - mean).square()).sum(-1)
+
+
+# whose attention is read --------------------------------------------------------------------------
+
+
+def choose_heads(
+    reasoning_heads: Sequence[HeadId],
+    num_layers: int,
+    num_heads: int,
+    settings: ScoringSettings,
+    *,
+    retrieval_heads: Sequence[HeadId] = (),
+) -> tuple[HeadId, ...]:
+    """Returns the heads that `settings.heads` names, by (layer, head).
+
+    `reasoning` are the ranking's; `all` are all; `random` are, in each layer, as many others as it
+    has reasoning heads (all others where they are fewer), drawn by `settings.seed`; `retrieval` are
+    those of `find_retrieval_heads`, to be passed in, for they take a pass of the model.
+
+    Raises:
+        SettingsError: no heads are left to choose.
+    """
+    everyone = [HeadId(layer, head) for layer in range(num_layers) for head in range(num_heads)]
+    if settings.heads == "all":
+        chosen = everyone
+    elif settings.heads == "reasoning":
+        chosen = list(reasoning_heads)
+    elif settings.heads == "retrieval":
+        chosen = list(retrieval_heads)
+    else:
+        chosen = _layer_matched(reasoning_heads, everyone, settings.seed)
+    if not chosen:
+        raise SettingsError(
+            f"scoring.heads must name at least one head, got {settings.heads!r} with none to "
+            f"choose; set scoring.heads to 'reasoning', or a smaller head_ranking.fraction"
+        )
+    return tuple(sorted(chosen))
+
+
+def _layer_matched(
+    reasoning_heads: Sequence[HeadId], everyone: Sequence[HeadId], seed: int
+) -> list[HeadId]:
+    random = np.random.default_rng(seed)
+    chosen = []
+    for layer in sorted({head.layer for head in reasoning_heads}):
+        wanted = sum(head.layer == layer for head in reasoning_heads)
+        others = [h for h in everyone if h.layer == layer and h not in reasoning_heads]
+        chosen += [others[i] for i in random.permutation(len(others))[:wanted]]
+    return chosen
+
+
+@torch.inference_mode()
+def find_retrieval_heads(
+    model: PreTrainedModel, *, num_chosen: int, seed: int, length: int = 48, num_sequences: int = 4
+) -> tuple[HeadId, ...]:
+    """Returns the `num_chosen` heads that best retrieve what once followed the present token.
+
+    On sequences of random tokens, each repeated once, a head's score is its mean attention from a
+    token's second occurrence to the token after its first; ties by (layer, head).
+
+    Reference: Olsson et al., In-context learning and induction heads, arXiv 2209.11895.
+    Deviation: Wu et al. (arXiv 2404.15574) find retrieval heads on documents with a planted fact;
+    copying random tokens needs no document, no answer and one short pass.
+    """
+    shape = ensure_supported(model)
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = model.config.get_text_config().vocab_size
+    once = torch.randint(vocabulary, (num_sequences, length), generator=generator)
+    scores: dict[HeadId, float] = {}
+
+    def intercept(call: AttentionCall, attend: Callable[[], Tensor]) -> Tensor:
+        rows = attention_rows(call, range(shape.num_heads), length, 2 * length)
+        copied = rows.diagonal(offset=1, dim1=-2, dim2=-1)  # query length + i, key i + 1
+        for head, score in enumerate(copied.double().mean((0, 2)).tolist()):
+            scores[HeadId(call.layer, head)] = score
+        return attend()
+
+    with intercept_attention(model, intercept):
+        model.get_decoder()(input_ids=torch.cat([once, once], 1).to(model.device), use_cache=False)
+    ranked = sorted(scores, key=lambda head: (-scores[head], head))
+    return tuple(sorted(ranked[:num_chosen]))

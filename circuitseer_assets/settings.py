@@ -1,0 +1,495 @@
+"""The settings: one frozen class a slice, read from one YAML file, refused in one sentence.
+
+A slice is what one observed source asset stands for; changing it makes stale what depends on it,
+and nothing else. `execution` is no slice: it says how fast to compute, never what.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from circuitseer_assets.errors import SettingsError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+SLICES = (
+    "base_model",
+    "corpus",
+    "decontamination",
+    "probe_set",
+    "head_ranking",
+    "scoring",
+    "selection",
+    "training",
+    "evaluation",
+)
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def resolve_path(path: str) -> Path:
+    """Returns `path` as an absolute path; a relative one starts at the project's root."""
+    return (PROJECT_ROOT / Path(path).expanduser()).resolve()
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# base_model ---------------------------------------------------------------------------------------
+
+
+class _Model(_Frozen):
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Text = "auto"
+    prompt_template: str | None = None
+
+    @model_validator(mode="after")
+    def _template_has_a_prompt(self) -> Self:
+        if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
+            raise ValueError(
+                "prompt_template must contain {prompt}; say where the problem's text goes"
+            )
+        return self
+
+
+class LocalModel(_Model):
+    """A model folder with a config, safetensors and a tokenizer."""
+
+    source: Literal["local"]
+    path: Text
+
+
+class HubModel(_Model):
+    """A model on the Hugging Face hub, pinned to a commit."""
+
+    source: Literal["hub"]
+    repo_id: Text
+    revision: Text
+
+
+class GgufModel(_Model):
+    """A GGUF file, by path or inside an installed Python package."""
+
+    source: Literal["gguf"]
+    file: Text
+    package: str | None = None
+
+
+BaseModelSettings = Annotated[LocalModel | HubModel | GgufModel, Field(discriminator="source")]
+
+
+# corpus -------------------------------------------------------------------------------------------
+
+
+class Columns(_Frozen):
+    """Which columns hold the prompt and the response, or the chat they are both part of."""
+
+    prompt: str | None = None
+    response: str | None = None
+    answer: str | None = None
+    messages: str | None = None
+
+    @model_validator(mode="after")
+    def _prompt_and_response_or_messages(self) -> Self:
+        pair = (self.prompt is not None, self.response is not None)
+        if self.messages is not None and any(pair):
+            raise ValueError("name either messages, or prompt and response, not both")
+        if self.messages is None and not all(pair):
+            raise ValueError("name both prompt and response, or messages")
+        return self
+
+
+class _Corpus(_Frozen):
+    max_rows: Count | None = None
+
+
+class WordProblemsCorpus(_Corpus):
+    """Step-by-step word problems from the project's own generator."""
+
+    source: Literal["word_problems"]
+    num_samples: Count
+    seed: Seed = 0
+    families: tuple[Text, ...] | None = None
+    min_steps: Annotated[int, Field(ge=1, le=3)] = 1
+    max_steps: Annotated[int, Field(ge=1, le=3)] = 3
+
+
+class ReasoningGymCorpus(_Corpus):
+    """Problems with worked solutions from the package reasoning-gym.
+
+    Deviation: templates, not rows, are held out, or the evaluation would see its own templates.
+    """
+
+    source: Literal["reasoning_gym"]
+    dataset: Literal["gsm_symbolic"] = "gsm_symbolic"
+    num_samples: Count
+    seed: Seed = 0
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+
+class FilesCorpus(_Corpus):
+    """Local JSONL, Parquet or CSV files; a path may be a glob."""
+
+    source: Literal["files"]
+    paths: Annotated[tuple[Text, ...], Field(min_length=1)]
+    format: Literal["auto", "jsonl", "parquet", "csv"] = "auto"
+    columns: Columns
+
+
+class HubCorpus(_Corpus):
+    """A data set on the Hugging Face hub, pinned to a commit."""
+
+    source: Literal["hub"]
+    repo_id: Text
+    revision: Text
+    config_name: str | None = None
+    split: Text = "train"
+    columns: Columns
+
+
+CorpusSettings = Annotated[
+    WordProblemsCorpus | ReasoningGymCorpus | FilesCorpus | HubCorpus,
+    Field(discriminator="source"),
+]
+
+
+# decontamination ----------------------------------------------------------------------------------
+
+
+class Benchmark(_Frozen):
+    """A benchmark the pool and the probes are cleaned against; only these can be evaluated.
+
+    `task` names one of the project's tasks, or, with `yaml`, a user's own. The problems come from
+    `path` where it is set, else from where the task's own file says.
+    """
+
+    task: Text
+    path: str | None = None
+    yaml: str | None = None
+    num_problems: Count | None = None
+    seed: Seed = 0
+
+    def files(self) -> list[Path]:
+        """Returns the local files that the problems, or their form, come from."""
+        return [resolve_path(path) for path in (self.path, self.yaml) if path]
+
+
+class DecontaminationSettings(_Frozen):
+    """Against which benchmarks the corpus is cleaned."""
+
+    benchmarks: tuple[Benchmark, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_task_once(self) -> Self:
+        tasks = [benchmark.task for benchmark in self.benchmarks]
+        twice = sorted({task for task in tasks if tasks.count(task) > 1})
+        if twice:
+            raise ValueError(f"each task must be listed once, {twice[0]} is listed twice")
+        return self
+
+    def benchmark(self, task: str) -> Benchmark:
+        """Returns the benchmark named `task`.
+
+        Raises:
+            SettingsError: `task` is not on the list.
+        """
+        for benchmark in self.benchmarks:
+            if benchmark.task == task:
+                return benchmark
+        known = ", ".join(b.task for b in self.benchmarks) or "none"
+        raise SettingsError(
+            f"evaluation.tasks must be among decontamination.benchmarks ({known}), got {task!r}; "
+            f"add it to decontamination.benchmarks, so that no training sample repeats its problems"
+        )
+
+
+# probe_set ----------------------------------------------------------------------------------------
+
+
+class ControlTexts(_Frozen):
+    """Texts that need no reasoning: shipped prose, generated plain texts, or a JSONL file.
+
+    A file has the columns `prompt` and `response`.
+    """
+
+    source: Literal["prose", "plain_texts", "file"] = "prose"
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _file_needs_a_path(self) -> Self:
+        if (self.source == "file") != (self.path is not None):
+            raise ValueError("path must be set when source is file, and only then")
+        return self
+
+
+class ProbeSetSettings(_Frozen):
+    """How many probes of each kind, and which rows may become one.
+
+    The probe set's size is not found in the summaries read.
+    """
+
+    num_ranking: Annotated[int, Field(ge=2)] = 64
+    num_confirmation: Annotated[int, Field(ge=2)] = 32
+    num_control: Annotated[int, Field(ge=0)] = 16
+    max_characters: Count | None = None
+    control: ControlTexts = ControlTexts()
+    seed: Seed = 0
+
+
+# head_ranking -------------------------------------------------------------------------------------
+
+
+class HeadRankingSettings(_Frozen):
+    """How heads are ablated, ranked and confirmed.
+
+    The share of heads kept is not found in the summaries read.
+    """
+
+    ablation: Literal["uniform", "zero", "mean"] = "uniform"
+    fraction: Fraction = 0.05
+    select_by: Literal["delta", "specific_delta"] = "delta"
+    unconfirmed: Literal["keep", "drop"] = "keep"
+    exhaustive: bool = False
+    first_round_probes: Annotated[int, Field(ge=2)] = 4
+    interval_z: Annotated[float, Field(gt=0)] = 3.0
+    num_random_draws: Annotated[int, Field(ge=1)] = 19
+    seed: Seed = 0
+
+
+# scoring ------------------------------------------------------------------------------------------
+
+
+class ScoringSettings(_Frozen):
+    """Which reading of the heads' attention is the score.
+
+    How heads and query positions are averaged is not found in the summaries read.
+    """
+
+    reading: Literal["attention_variance", "attention_cv2", "attention_lift"] = "attention_variance"
+    queries: Literal["all", "last"] = "all"
+    tokens: Literal["all", "content"] = "all"
+    reduce: Literal["mean_then_variance", "variance_then_mean"] = "mean_then_variance"
+    heads: Literal["reasoning", "all", "random", "retrieval"] = "reasoning"
+    span: Literal["prompt", "response"] = "prompt"
+    min_tokens: Annotated[int, Field(ge=2)] = 8
+    max_tokens: Count | None = None
+    long_prompts: Literal["quarantine", "truncate"] = "quarantine"
+    seed: Seed = 0
+
+
+# selection ----------------------------------------------------------------------------------------
+
+
+class Budget(_Frozen):
+    """How much of the pool is drawn: exactly one of a share, a number of samples, or of tokens."""
+
+    fraction: Fraction | None = None
+    samples: Count | None = None
+    tokens: Count | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in ("fraction", "samples", "tokens") if getattr(self, name)]
+        if len(given) != 1:
+            said = " and ".join(given) or "none"
+            raise ValueError(f"set exactly one of fraction, samples and tokens, got {said}")
+        return self
+
+
+class SelectionSettings(_Frozen):
+    """How scores become weights, and how the subset is drawn by them.
+
+    The sampling temperature is not found in the summaries read.
+    """
+
+    budget: Budget
+    weights: Literal["power", "softmax"] = "power"
+    power: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    debias: Literal["none", "length"] = "none"
+    sampling: Literal["exponential", "pareto"] = "exponential"
+    seed: Seed = 0
+
+
+# training -----------------------------------------------------------------------------------------
+
+
+class Lora(_Frozen):
+    """Low-rank adapters instead of all weights."""
+
+    rank: Count = 16
+    alpha: Count = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[Text, ...] | Literal["all-linear"] = "all-linear"
+
+
+class TrainingSettings(_Frozen):
+    """The fine-tuning recipe; the article's is not found in the summaries read."""
+
+    lora: Lora | None = None
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Count | None = None
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    batch_size: Count = 4
+    gradient_accumulation_steps: Count = 1
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_length: Count = 2048
+    long_rows: Literal["drop", "truncate"] = "drop"
+    gradient_checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    save_interval_steps: Count = 100
+    seed: Seed = 0
+
+
+# evaluation ---------------------------------------------------------------------------------------
+
+
+class EvaluationSettings(_Frozen):
+    """Which problems are answered, how often, and how answers are generated.
+
+    The article's nine data sets are not named in the summaries read.
+    """
+
+    tasks: Annotated[tuple[Text, ...], Field(min_length=1)]
+    max_problems: Count | None = None
+    num_repeats: Count = 1
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: Count = 1024
+    batch_size: Count = 8
+    num_fewshot: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _repeats_need_randomness(self) -> Self:
+        if self.num_repeats > 1 and self.temperature == 0:
+            raise ValueError("temperature must be above 0 when num_repeats is above 1")
+        return self
+
+
+# execution and the whole --------------------------------------------------------------------------
+
+
+class ExecutionSettings(_Frozen):
+    """How work is cut up; no result depends on it beyond rounding."""
+
+    max_batch_tokens: Count = 4096
+    shard_samples: Count = 256
+    mlflow_tracking_uri: str | None = None
+
+
+class Settings(_Frozen):
+    """Everything CircuitSeer is told."""
+
+    preset: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    base_model: BaseModelSettings
+    corpus: CorpusSettings
+    decontamination: DecontaminationSettings
+    probe_set: ProbeSetSettings = ProbeSetSettings()
+    head_ranking: HeadRankingSettings = HeadRankingSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    selection: SelectionSettings
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings
+    execution: ExecutionSettings = ExecutionSettings()
+
+    @model_validator(mode="after")
+    def _evaluated_is_decontaminated(self) -> Self:
+        for task in self.evaluation.tasks:
+            self.decontamination.benchmark(task)
+        return self
+
+    def slice(self, name: str) -> dict[str, Any]:
+        """Returns one slice as plain JSON values."""
+        dumped: dict[str, Any] = getattr(self, name).model_dump(mode="json")
+        return dumped
+
+
+def settings_path(home: Path | None = None) -> Path:
+    """Returns the settings file in use.
+
+    That is `CIRCUITSEER_SETTINGS` where it is set, else the home's own `settings.yaml` where
+    command-line overrides were written to it, else `circuitseer.yaml`.
+    """
+    named = os.environ.get("CIRCUITSEER_SETTINGS")
+    if named:
+        return resolve_path(named)
+    if home is not None and (home / "settings.yaml").is_file():
+        return home / "settings.yaml"
+    return PROJECT_ROOT / "circuitseer.yaml"
+
+
+def home_path() -> Path:
+    """Returns where everything made lies: `CIRCUITSEER_HOME`, or `.circuitseer/<preset>`."""
+    named = os.environ.get("CIRCUITSEER_HOME")
+    if named:
+        return resolve_path(named)
+    return PROJECT_ROOT / ".circuitseer" / load_settings(settings_path()).preset
+
+
+def load_settings(path: Path) -> Settings:
+    """Returns the settings in the YAML file at `path`.
+
+    Raises:
+        SettingsError: the file is missing, is not YAML, or breaks a rule.
+    """
+    if not path.is_file():
+        raise SettingsError(
+            f"the settings file {path} does not exist; name one with CIRCUITSEER_SETTINGS, "
+            f"or start from one of presets/*.yaml"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{path} must be a YAML file in UTF-8: {reason}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(
+            f"{path} must hold a mapping of slices, got {type(values).__name__}; "
+            f"presets/tiny.yaml is a complete example"
+        )
+    return parse_settings(values, origin=path.name)
+
+
+def parse_settings(values: Mapping[str, Any], *, origin: str) -> Settings:
+    """Returns the settings that `values` hold; `origin` names their file in messages.
+
+    Raises:
+        SettingsError: a value breaks a rule; the first breach is named with path and value.
+    """
+    try:
+        return Settings.model_validate_json(_as_json(values))
+    except ValidationError as error:
+        raise SettingsError(_one_sentence(error, origin)) from error
+
+
+def _as_json(values: Mapping[str, Any]) -> str:
+    # Strict mode takes JSON arrays for tuples, and no Python list: YAML has lists only.
+    return json.dumps(values, default=str)
+
+
+def _one_sentence(error: ValidationError, origin: str) -> str:
+    first = error.errors(include_url=False)[0]
+    unions = {"local", "hub", "gguf", "word_problems", "reasoning_gym", "files"}
+    steps = [str(step) for step in first["loc"]]
+    path = ".".join(step for i, step in enumerate(steps) if not (i == 1 and step in unions))
+    rule = first["msg"].removeprefix("Value error, ")
+    rule = rule[:1].lower() + rule[1:]
+    if first["type"] == "extra_forbidden":
+        rule = "no setting has this name"
+    elif first["type"] == "missing":
+        return f"{path} must be set; add it to {origin} (presets/tiny.yaml is a complete example)"
+    value = first["input"]
+    shown = "" if isinstance(value, dict) else f", got {value!r}"
+    where = path or "the settings"
+    return f"{where}: {rule}{shown}; correct it in {origin}"

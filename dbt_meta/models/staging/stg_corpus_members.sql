@@ -1,0 +1,4 @@
+select
+    corpus_id,
+    sample_id
+from {{ source('warehouse', 'corpus_members') }}

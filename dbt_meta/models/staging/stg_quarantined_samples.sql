@@ -1,0 +1,7 @@
+select
+    corpus_id,
+    source,
+    position,
+    reason,
+    detail
+from {{ source('warehouse', 'quarantined_samples') }}

@@ -1,0 +1,7 @@
+select
+    sample_id,
+    prompt_id,
+    corpus_id,
+    source,
+    position
+from {{ source('warehouse', 'samples') }}

@@ -1,0 +1,6 @@
+select
+    scorer_id,
+    sample_id,
+    reason,
+    detail
+from {{ source('warehouse', 'unscored_samples') }}

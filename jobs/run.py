@@ -1,0 +1,99 @@
+"""Running the whole graph from a terminal, in this process, as the run the UI shows."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import dagster as dg
+
+from circuitseer_assets.errors import CircuitSeerError
+from jobs.observe_settings import find_changed_slices
+from resources.home import Home
+
+log = logging.getLogger("circuitseer")
+
+
+class PipelineFailedError(CircuitSeerError):
+    """A run of the graph did not reach its end."""
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """One finished run of the graph: what each asset said of itself."""
+
+    run_id: str
+    duration_s: float
+    metadata: dict[str, dict[str, object]]
+
+    def of(self, asset: str, name: str) -> object:
+        """Returns one metadata value of one asset."""
+        return self.metadata[asset][name]
+
+
+def run_full_pipeline(defs: dg.Definitions, home: Home) -> PipelineRun:
+    """Returns what the run of `full_pipeline` materialised.
+
+    Raises:
+        PipelineFailedError: a step or a blocking check failed; the message is the first failure's.
+    """
+    home.set_environment()
+    started = time.monotonic()
+    with dg.DagsterInstance.get() as instance:
+        result = defs.resolve_job_def("full_pipeline").execute_in_process(
+            instance=instance,
+            tags={"circuitseer/command": "run"},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
+        if not result.success:
+            raise PipelineFailedError(_first_failure(result))
+    metadata = {
+        event.asset_key.to_user_string(): {
+            name: value.value
+            for name, value in event.step_materialization_data.materialization.metadata.items()
+        }
+        for event in result.get_asset_materialization_events()
+        if event.asset_key is not None
+    }
+    return PipelineRun(result.run_id, time.monotonic() - started, metadata)
+
+
+def observe_now(home: Home) -> list[str]:
+    """Returns the names of the settings slices that were observed, because they had changed."""
+    home.set_environment()
+    with dg.DagsterInstance.get() as instance:
+        changed = find_changed_slices(instance, home)
+        for observation in changed:
+            instance.report_runless_asset_event(observation)
+    return [observation.asset_key.path[-1] for observation in changed]
+
+
+def _first_failure(result: dg.ExecuteInProcessResult) -> str:
+    for event in result.all_events:
+        if event.is_step_failure:
+            error = event.step_failure_data.error
+            while error is not None and error.cause is not None:
+                error = error.cause
+            said = error.message.strip() if error else "no message"
+            name = said.split(":", 1)[0]
+            if name.endswith("Error") and name.rsplit(".", 1)[-1] in _OUR_ERRORS:
+                return said.split(":", 1)[1].strip()
+            return f"step {event.step_key} failed: {said}"
+    failed = [
+        evaluation
+        for evaluation in result.get_asset_check_evaluations()
+        if not evaluation.passed and evaluation.blocking
+    ]
+    if failed:
+        return (
+            f"the blocking check {failed[0].check_name} of {failed[0].asset_key.to_user_string()} "
+            f"failed: {failed[0].description or 'see its metadata'}"
+        )
+    return "the run failed; see its events in the Dagster UI"
+
+
+_OUR_ERRORS = {
+    error.__name__
+    for base in CircuitSeerError.__subclasses__()
+    for error in [base, *base.__subclasses__()]
+}

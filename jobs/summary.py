@@ -1,0 +1,133 @@
+"""What a finished run is worth saying in a terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from circuitseer_assets.settings import PROJECT_ROOT, load_settings, settings_path
+from jobs.run import PipelineRun
+from resources.home import Home
+
+_WIDTH = 18
+
+
+def summarise_run(run: PipelineRun, home: Home) -> str:
+    """Returns the summary of a finished run: heads, subset, Pass@1, where things lie, what next."""
+    lines = ["", f"CircuitSeer: finished in {run.duration_s:.0f} s{_reused(run)}", ""]
+    rows = [
+        ("corpus", f"{run.of('corpus', 'num_samples')} samples, {_pool(run)}"),
+        ("reasoning heads", _heads(run)),
+        ("subset", _subset(run)),
+        ("training", _training(run)),
+        *[("Pass@1", line) for line in _pass_at_1(run)],
+        ("warnings", "; ".join(_warnings(run)) or "none"),
+    ]
+    lines += [f"{name:<{_WIDTH}}{text}" for name, text in rows]
+    lines += ["", "Where it lies", *_places(home, run), "", "What to try next", *_next(home)]
+    return "\n".join(lines)
+
+
+def _reused(run: PipelineRun) -> str:
+    flags = [bool(values["reused"]) for values in run.metadata.values() if "reused" in values]
+    return f"; {sum(flags)} of {len(flags)} artifacts were there already" if any(flags) else ""
+
+
+def _pool(run: PipelineRun) -> str:
+    return (
+        f"{run.of('pool', 'num_samples')} in the pool after probes and decontamination "
+        f"({run.of('corpus', 'num_quarantined')} rows quarantined)"
+    )
+
+
+def _heads(run: PipelineRun) -> str:
+    heads: Any = run.of("head_ranking", "reasoning_heads")
+    shown = ", ".join(heads[:8]) + (" ..." if len(heads) > 8 else "")
+    return (
+        f"{len(heads)} of {run.of('head_ranking', 'num_heads')} (layer.head): {shown}; "
+        f"{run.of('head_ranking', 'num_unconfirmed_heads')} unconfirmed"
+    )
+
+
+def _subset(run: PipelineRun) -> str:
+    subset = run.metadata["subset"]
+    return (
+        f"{subset['num_samples']} of {subset['num_pool']} samples; effective pool size "
+        f"{subset['effective_pool_size']:.0f}, tilt {subset['score_tilt_sd']:+.2f} sd "
+        f"(a random draw: 0 +- {subset['random_tilt_sd']:.2f})"
+    )
+
+
+def _training(run: PipelineRun) -> str:
+    checkpoint = run.metadata["checkpoint"]
+    return (
+        f"{checkpoint['num_steps']} steps, loss {checkpoint['first_loss_nats']:.3f} -> "
+        f"{checkpoint['final_loss_nats']:.3f} nats a token"
+    )
+
+
+def _pass_at_1(run: PipelineRun) -> list[str]:
+    tasks: Any = run.of("evaluation", "pass_at_1")
+    lines = []
+    for task in tasks:
+        base, tuned = task["base"], task["checkpoint"]
+        only_shown = base["is_demonstration"] or tuned["is_demonstration"]
+        caution = " (a demonstration, not evidence)" if only_shown else ""
+        lines.append(
+            f"{task['task']}: {_figure(base)} before, {_figure(tuned)} after, "
+            f"{task['num_problems']} problems{caution}"
+        )
+    return lines
+
+
+def _figure(summary: dict[str, float]) -> str:
+    value, low, high = (100 * summary[name] for name in ("pass_at_1", "ci_low", "ci_high"))
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def _warnings(run: PipelineRun) -> list[str]:
+    warnings = []
+    correlation: Any = run.metadata["sample_scores"].get("score_length_spearman")
+    if correlation is not None and abs(correlation) > 0.6:
+        warnings.append(f"the score follows prompt length (rank correlation {correlation:+.2f})")
+    if run.of("head_ranking", "num_unconfirmed_heads"):
+        warnings.append("some heads are not confirmed on fresh probes")
+    return warnings
+
+
+def _places(home: Home, run: PipelineRun) -> list[str]:
+    places = [
+        ("everything", home.folder),
+        ("warehouse", home.warehouse.path),
+        ("subset", Path(str(run.of("subset", "folder")))),
+        ("model", run.of("checkpoint", "mlflow_model_uri")),
+        ("Dagster run", run.run_id),
+    ]
+    return [f"  {name:<{_WIDTH - 2}}{_short(place)}" for name, place in places]
+
+
+def _short(place: object) -> str:
+    if isinstance(place, Path) and place.is_relative_to(PROJECT_ROOT):
+        return str(place.relative_to(PROJECT_ROOT))
+    return str(place)
+
+
+def _next(home: Home) -> list[str]:
+    prefix = _home_prefix(home)
+    settings = _short(settings_path(home.folder))
+    return [
+        f"  {prefix}make dev",
+        "      every asset, plot and run in the browser",
+        f"  {prefix}.venv/bin/circuitseer export",
+        "      the subset as JSONL, with its original columns",
+        f"  {prefix}.venv/bin/circuitseer lineage",
+        "      everything these figures were made from",
+        f"  edit selection.budget in {settings}, then: {prefix}make run",
+        "      nothing before the subset is computed twice",
+    ]
+
+
+def _home_prefix(home: Home) -> str:
+    """Returns what a command needs in front of it to work in this home from a new shell."""
+    default = (
+        PROJECT_ROOT / ".circuitseer" / load_settings(PROJECT_ROOT / "circuitseer.yaml").preset
+    )
+    return "" if home.folder == default else f"CIRCUITSEER_HOME={_short(home.folder)} "

@@ -1,0 +1,1 @@
+"""Everything that talks to the outside: models, files, the warehouse, tracking, evaluation."""

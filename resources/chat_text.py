@@ -1,0 +1,93 @@
+"""Renders chats as the text a model reads, and finds the problem's own text and the reply in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from circuitseer_assets.errors import ModelError
+from circuitseer_assets.records import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# A stand-in for a text: no template changes it, no text holds it.
+_MARKER = "circuitseer-0f6b2d-marker"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """A rendered prompt and the span of the problem's own text in it, in characters."""
+
+    text: str
+    content: tuple[int, int]
+    add_special_tokens: bool
+
+
+def render_prompt(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    prompt_template: str | None,
+) -> PromptText:
+    """Returns the prompt's text up to where the model would answer.
+
+    With `prompt_template`, the turns are joined by blank lines and put in the place of {prompt},
+    and the tokenizer adds its own special tokens; else the chat template says all. The content is
+    the last user message.
+
+    Raises:
+        ModelError: the template drops or changes the problem's text.
+    """
+    if prompt_template is not None:
+        before, _, after = prompt_template.partition("{prompt}")
+        problem = "\n\n".join(message.content for message in messages)
+        end = len(before) + len(problem)
+        return PromptText(before + problem + after, (len(before), end), add_special_tokens=True)
+    users = [i for i, message in enumerate(messages) if message.role == "user"]
+    last = users[-1] if users else len(messages) - 1
+    text = _render(tokenizer, messages, answer=False)
+    marked = list(messages)
+    marked[last] = Message(messages[last].role, _MARKER)
+    start = _render(tokenizer, marked, answer=False).find(_MARKER)
+    problem = messages[last].content.strip()
+    found = text.find(problem, max(start, 0))
+    if found < 0:
+        raise ModelError(
+            f"base_model's chat template must show the problem as it is, it does not show "
+            f"{problem[:40]!r}; set base_model.prompt_template"
+        )
+    return PromptText(text, (found, found + len(problem)), add_special_tokens=False)
+
+
+def render_response(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    response: str,
+    prompt: PromptText,
+    prompt_template: str | None,
+) -> str:
+    """Returns what follows the rendered prompt: the response, and the template's end of turn."""
+    if prompt_template is not None:
+        return response + (tokenizer.eos_token or "")
+    conversation = _render(tokenizer, [*messages, Message("assistant", response)], answer=True)
+    if conversation.startswith(prompt.text):
+        return conversation[len(prompt.text) :].rstrip()
+    # Some templates open an answer otherwise than they show a past one, as with empty thoughts.
+    marked = _render(tokenizer, [*messages, Message("assistant", _MARKER)], answer=True)
+    return (response + marked.rpartition(_MARKER)[2]).rstrip()
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, answer: bool
+) -> str:
+    import jinja2
+
+    chat = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=not answer)
+    except (jinja2.TemplateError, ValueError, TypeError) as error:
+        roles = ", ".join(message.role for message in messages)
+        raise ModelError(
+            f"base_model's chat template refuses the turns ({roles}): {error}; map the corpus's "
+            f"columns otherwise, or set base_model.prompt_template"
+        ) from error
+    return str(text)

@@ -1,0 +1,144 @@
+"""Answers from a Hugging Face model, as lm-eval asks for them, with what lm-eval does not tell.
+
+Imported only by the evaluator and only when it runs: lm-eval and torch take long to import.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import stop_sequences_criteria
+
+
+class AnsweringModel(HFLM):  # type: ignore[misc]
+    """lm-eval's Hugging Face model, with truncation seen and the prompt's tokens left whole.
+
+    It differs from `HFLM` in `generate_until` alone: a response's own tokens say whether it ended;
+    a prompt is never cut to make room; nothing of the model's `generation_config` but its end
+    tokens is used, so that the evaluation's settings say all there is to say.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        batch_size: int,
+        prompt_template: str | None,
+        report: Callable[[int], None],
+    ) -> None:
+        super().__init__(
+            pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size
+        )
+        self.prompt_template = prompt_template
+        self.truncated: list[bool] = []
+        self._report = report
+
+    @property
+    def has_template(self) -> bool:
+        """Whether prompts are rendered before they are tokenised."""
+        return self.prompt_template is not None or self.tokenizer.chat_template is not None
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Returns the conversation as the model reads it."""
+        if self.prompt_template is None:
+            return str(super().apply_chat_template(chat_history, add_generation_prompt))
+        text = "\n\n".join(turn["content"].strip() for turn in chat_history)
+        return self.prompt_template.replace("{prompt}", text)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Returns the responses in order; `truncated` then says which of them did not end."""
+        settings = dict(requests[0].args[1])
+        until = [text for text in settings.pop("until") if text]
+        max_new_tokens = settings.pop("max_gen_toks")
+        prompts = [self._encode(request.args[0]) for request in requests]
+        responses = [""] * len(requests)
+        self.truncated = [True] * len(requests)
+        done = 0
+        for batch in self._batches([len(prompt) for prompt in prompts], max_new_tokens):
+            room = self.max_length - len(prompts[batch[0]])
+            if room > 0:
+                tokens = self._generate(
+                    [prompts[i] for i in batch], min(room, max_new_tokens), until, settings
+                )
+                for i, row in zip(batch, tokens, strict=True):
+                    responses[i], self.truncated[i] = self._read(row, until)
+            done += len(batch)
+            self._report(done)
+        return responses
+
+    def _encode(self, text: str) -> list[int]:
+        chat = self.prompt_template is None and self.tokenizer.chat_template is not None
+        ids = list(self.tokenizer.encode(text, add_special_tokens=not chat))
+        # Some tokenizers end every text themselves, even a prompt.
+        return ids[:-1] if not chat and ids[-1:] == [self.tokenizer.eos_token_id] else ids
+
+    def _batches(self, lengths: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:
+        """Returns batches of positions, longest first.
+
+        A prompt that leaves less than `max_new_tokens` is answered alone: its smaller room must
+        not become its neighbours'.
+        """
+        order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+        alone = [i for i in order if lengths[i] + max_new_tokens > self.max_length]
+        together = [i for i in order if lengths[i] + max_new_tokens <= self.max_length]
+        yield from ([i] for i in alone)
+        size = int(self.batch_size)
+        for begin in range(0, len(together), size):
+            yield together[begin : begin + size]
+
+    def _generate(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        until: list[str],
+        settings: dict[str, Any],
+    ) -> list[list[int]]:
+        longest = max(len(prompt) for prompt in prompts)
+        pad = self.tokenizer.pad_token_id
+        input_ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])  # (B, T)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        stop = {}
+        if until:
+            stop["stopping_criteria"] = stop_sequences_criteria(
+                self.tokenizer, until, longest, len(prompts)
+            )
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=input_ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                max_new_tokens=max_new_tokens,
+                max_length=None,
+                use_cache=True,
+                num_beams=1,
+                repetition_penalty=1.0,
+                eos_token_id=self.end_tokens,
+                pad_token_id=pad,
+                **stop,
+                **settings,
+            )
+        return [list(row) for row in output[:, longest:].tolist()]
+
+    def _read(self, tokens: list[int], until: list[str]) -> tuple[str, bool]:
+        """Returns a response's text, and whether it was cut off before it ended."""
+        ends = set(self.end_tokens)
+        end = next((i for i, token in enumerate(tokens) if token in ends), None)
+        text = str(self.tokenizer.decode(tokens[:end], skip_special_tokens=True))
+        stops = [text.find(stop) for stop in until if stop in text]
+        if stops:
+            return text[: min(stops)], False
+        return text, end is None
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end a response: the tokenizer's, and those the model was made with."""
+        configured = self.model.generation_config.eos_token_id
+        listed = configured if isinstance(configured, list) else [configured]
+        return sorted(
+            {token for token in [*listed, self.tokenizer.eos_token_id] if token is not None}
+        )

@@ -1,0 +1,137 @@
+"""The home: the one folder everything made lies in, and the settings in use for it."""
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import dagster as dg
+
+from circuitseer_assets.records import digest_of
+from circuitseer_assets.settings import (
+    PROJECT_ROOT,
+    SLICES,
+    HubModel,
+    Settings,
+    home_path,
+    load_settings,
+    resolve_path,
+    settings_path,
+)
+from resources.artifacts import ArtifactStore, digest_file
+from resources.corpora import corpus_files
+from resources.language_model import identify_model, resolve_dtype
+from resources.tracking import Tracking
+from resources.warehouse import Warehouse
+
+
+class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The folder with warehouse, artifacts, MLflow store and Dagster home."""
+
+    path: str
+
+    @property
+    def folder(self) -> Path:
+        """The home's folder."""
+        return Path(self.path)
+
+    @property
+    def models(self) -> Path:
+        """Where converted models are kept."""
+        return self.folder / "models"
+
+    @property
+    def artifacts(self) -> ArtifactStore:
+        """The artifact store."""
+        return ArtifactStore(self.folder / "artifacts")
+
+    @property
+    def warehouse(self) -> Warehouse:
+        """The warehouse."""
+        return Warehouse(self.folder / "warehouse.duckdb")
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow tracking URI: the home's own SQLite file unless the settings name a server."""
+        named = self.settings().execution.mlflow_tracking_uri
+        return named or f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    def tracking(self) -> Tracking:
+        """Returns the MLflow store in use."""
+        return Tracking(self.tracking_uri, artifact_root=self.folder / "mlartifacts")
+
+    def settings(self) -> Settings:
+        """Returns the settings in use, read anew: assets never see an older file."""
+        return load_settings(settings_path(self.folder))
+
+    def slice_versions(self) -> dict[str, str]:
+        """Returns the version of every settings slice: its values and the files it names."""
+        return {name: self.slice_version(name) for name in SLICES}
+
+    def slice_version(self, name: str) -> str:
+        """Returns the version of one settings slice."""
+        return slice_version(self.settings(), name, models=self.models)
+
+    def model_identity(self) -> dict[str, str]:
+        """Returns what a ranking or a score depends on besides its own settings."""
+        base_model = self.settings().base_model
+        return {
+            **asdict(identify_model(base_model, cache=self.models)),
+            "dtype": resolve_dtype(base_model),
+        }
+
+    @classmethod
+    def prepared(cls, folder: Path | None = None) -> "Home":
+        """Returns the home at `folder` (default: the one in use) with its folders in place."""
+        folder = folder or home_path()
+        dagster_home = folder / "dagster"
+        dagster_home.mkdir(parents=True, exist_ok=True)
+        if not (dagster_home / "dagster.yaml").exists():
+            shutil.copyfile(PROJECT_ROOT / "dagster.yaml", dagster_home / "dagster.yaml")
+        return cls(path=str(folder))
+
+    def set_environment(self) -> None:
+        """Makes this process, and those it starts, work in this home."""
+        os.environ["CIRCUITSEER_HOME"] = self.path
+        os.environ["DAGSTER_HOME"] = str(self.folder / "dagster")
+        # Threads that spin while they wait starve each other wherever cores are shared.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def slice_version(settings: Settings, name: str, *, models: Path) -> str:
+    """Returns the version of one slice: a digest of its values and of the files it names.
+
+    A model or data set on the hub is pinned to a commit, which is one of the values.
+
+    Raises:
+        CircuitSeerError: a file the slice names does not exist.
+    """
+    files = [[path.name, _digest_once(path)] for path in _files_of(settings, name)]
+    model: dict[str, str] = {}
+    if name == "base_model" and not isinstance(settings.base_model, HubModel):
+        model = asdict(identify_model(settings.base_model, cache=models))
+    return digest_of([name, settings.slice(name), files, model])
+
+
+def _files_of(settings: Settings, name: str) -> list[Path]:
+    if name == "corpus":
+        return corpus_files(settings.corpus)
+    if name == "probe_set":
+        path = settings.probe_set.control.path
+        return [resolve_path(path)] if path else []
+    if name == "decontamination":
+        return [path for b in settings.decontamination.benchmarks for path in b.files()]
+    return []
+
+
+_DIGESTS: dict[tuple[Path, int, int], str] = {}
+
+
+def _digest_once(path: Path) -> str:
+    stat = path.stat()
+    key = (path, stat.st_mtime_ns, stat.st_size)
+    if key not in _DIGESTS:
+        _DIGESTS[key] = digest_file(path)
+    return _DIGESTS[key]

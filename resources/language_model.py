@@ -1,0 +1,391 @@
+"""Loads language models and turns chats into tokens: a local folder, a hub model, or a GGUF file.
+
+Safetensors or GGUF only: pickled weights can run code, and so can a model's own Python files; both
+are refused. Importing this module loads neither torch nor transformers.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitseer_assets.errors import ModelError
+from circuitseer_assets.records import Message, TokenizedText, digest_of
+from circuitseer_assets.settings import (
+    BaseModelSettings,
+    GgufModel,
+    HubModel,
+    LocalModel,
+    resolve_path,
+)
+from resources.chat_text import render_prompt, render_response
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
+# What saving a model writes into its configuration that changes nothing it computes.
+_VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """What a score depends on: the weights with their configuration, and the tokens."""
+
+    model_digest: str
+    tokenizer_id: str
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A model in evaluation mode, its tokenizer, and the identities of both."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    identity: ModelIdentity
+    max_length: int
+    prompt_template: str | None = None
+
+    @property
+    def model_digest(self) -> str:
+        """The digest of weights and configuration."""
+        return self.identity.model_digest
+
+    @property
+    def tokenizer_id(self) -> str:
+        """The digest of the tokenizer and of the template in use."""
+        return self.identity.tokenizer_id
+
+    def tokenize(
+        self, sample_id: str, messages: Sequence[Message], response: str | None = None
+    ) -> TokenizedText:
+        """Returns the chat as the model reads it, up to where it would answer, or with `response`.
+
+        The prompt's tokens are always a prefix of the conversation's; the response ends with the
+        template's end of turn.
+
+        Raises:
+            ModelError: the model has no chat template, or one that drops the problem's text.
+        """
+        prompt = render_prompt(self.tokenizer, messages, self.prompt_template)
+        ids, offsets = self._encode(prompt.text, special=prompt.add_special_tokens)
+        content = _token_span(offsets, prompt.content)
+        if response is None:
+            return TokenizedText(sample_id, tuple(ids), content, len(ids))
+        reply = render_response(self.tokenizer, messages, response, prompt, self.prompt_template)
+        whole, _ = self._encode(prompt.text + reply, special=prompt.add_special_tokens)
+        if whole[: len(ids)] != ids:
+            # A token across the border: generation would never see it, so neither may we.
+            whole = ids + self._encode(reply, special=False)[0]
+        return TokenizedText(sample_id, tuple(whole), content, len(ids))
+
+    def _encode(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self.tokenizer(
+            text, add_special_tokens=special, return_offsets_mapping=True, verbose=False
+        )
+        ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        if special and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+            ended_by_tokenizer = offsets[-1][0] == offsets[-1][1]
+            if ended_by_tokenizer:
+                return ids[:-1], offsets[:-1]
+        return ids, offsets
+
+
+def _token_span(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> tuple[int, int]:
+    inside = [i for i, (start, stop) in enumerate(offsets) if stop > span[0] and start < span[1]]
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+# identity -----------------------------------------------------------------------------------------
+
+
+def model_digest(settings: BaseModelSettings, *, cache: Path) -> str:
+    """Returns the digest of the model's weights and configuration, without loading them.
+
+    Raises:
+        ModelError: the model is missing, unreachable, or has no safetensors.
+    """
+    return identify_model(settings, cache=cache).model_digest
+
+
+def identify_model(settings: BaseModelSettings, *, cache: Path) -> ModelIdentity:
+    """Returns the identity of the model's weights and of its tokens, from its files alone.
+
+    File digests are remembered in `cache` by path, size and time of change.
+
+    Raises:
+        ModelError: the model is missing, unreachable, or has no safetensors.
+    """
+    if isinstance(settings, GgufModel):
+        digest = _file_digest(_gguf_path(settings), cache)
+        return ModelIdentity(digest[:16], digest_of([digest, settings.prompt_template]))
+    folder = _model_folder(settings)
+    weights = sorted(_file_digest(path, cache) for path in folder.glob("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stable = {name: value for name, value in config.items() if name not in _VOLATILE_CONFIG}
+    files = {
+        name: _file_digest(folder / name, cache)
+        for name in _TOKENIZER_FILES
+        if (folder / name).is_file()
+    }
+    return ModelIdentity(digest_of([weights, stable]), digest_of([files, settings.prompt_template]))
+
+
+def _file_digest(path: Path, cache: Path) -> str:
+    state = path.stat()
+    key = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+    memory = cache / "file_digests.json"
+    known: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    if key not in known:
+        with path.open("rb") as file:
+            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = _partial(memory)
+        partial.write_text(json.dumps(known, indent=0), encoding="utf-8")
+        partial.replace(memory)
+    return known[key]
+
+
+def _partial(path: Path) -> Path:
+    """Returns a name beside `path` that nobody else uses; renaming it to `path` is atomic."""
+    return path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:12]}")
+
+
+# where a model lies -------------------------------------------------------------------------------
+
+
+def _model_folder(settings: LocalModel | HubModel) -> Path:
+    if isinstance(settings, HubModel):
+        folder, name = _downloaded(settings), settings.repo_id
+    else:
+        folder, name = resolve_path(settings.path), settings.path
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"base_model must be a folder with a config.json, got {name}; "
+            f"set base_model.path in the settings file"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"base_model must have its weights as safetensors, {name} has none (pickled weights "
+            f"can run code and are refused); save the model with save_pretrained"
+        )
+    return folder
+
+
+def _downloaded(settings: HubModel) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if not re.fullmatch(r"[0-9a-f]{40}", settings.revision):
+        raise ModelError(
+            f"base_model.revision must be a commit of 40 hexadecimal digits, got "
+            f"{settings.revision!r}, which may move; take one from the model's page on the hub, "
+            f"under Files, History"
+        )
+    try:
+        folder = snapshot_download(
+            settings.repo_id, revision=settings.revision, allow_patterns=_HUB_FILES
+        )
+    except (OSError, ValueError) as error:  # HTTP errors and offline mode are kinds of OSError
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"base_model {settings.repo_id} at {settings.revision[:12]} cannot be had from the "
+            f"Hugging Face hub ({type(error).__name__}: {reason}); check the network, HF_TOKEN and "
+            f"HF_HUB_OFFLINE, or use a local folder"
+        ) from error
+    return Path(folder)
+
+
+def _gguf_path(settings: GgufModel) -> Path:
+    if settings.package is None:
+        path = resolve_path(settings.file)
+    else:
+        # Found, not imported: such a package may want a runtime that is not used here.
+        spec = importlib.util.find_spec(settings.package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ModelError(
+                f"base_model.package must be an installed package, got {settings.package!r}; "
+                f"install it, or name a file"
+            )
+        path = Path(spec.submodule_search_locations[0]) / settings.file
+    if not path.is_file():
+        raise ModelError(
+            f"base_model.file must be a GGUF file, {settings.file!r} does not exist; "
+            f"set base_model.file in the settings file"
+        )
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"base_model.file must be a GGUF file, {settings.file!r} is not one")
+    return path
+
+
+# loading ------------------------------------------------------------------------------------------
+
+
+def load_language_model(settings: BaseModelSettings, *, cache: Path) -> LanguageModel:
+    """Returns the model, ready to be looked into: evaluation mode, SDPA, no gradients.
+
+    `auto` means CUDA and bfloat16 where there is a GPU, else the CPU and float32. A GGUF file is
+    converted once into `cache`, as float32 safetensors, and loaded from there afterwards.
+
+    Raises:
+        ModelError: the model is missing, unreachable, unsafe, of an unknown architecture, or has no
+            chat template while `prompt_template` is not set.
+    """
+    from transformers import AutoModelForCausalLM
+
+    identity = identify_model(settings, cache=cache)
+    if isinstance(settings, GgufModel):
+        folder = _converted(_gguf_path(settings), cache / f"gguf-{identity.model_digest}")
+    else:
+        folder = _model_folder(settings)
+    tokenizer = _load_tokenizer(folder, settings.prompt_template)
+    device, dtype = _device_and_dtype(settings)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _cannot_load(folder, error) from error
+    model = model.to(device).eval().requires_grad_(False)
+    lengths = (
+        getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        tokenizer.model_max_length,
+    )
+    max_length = min(length for length in lengths if length is not None)
+    return LanguageModel(model, tokenizer, identity, int(max_length), settings.prompt_template)
+
+
+def _load_tokenizer(folder: Path, prompt_template: str | None) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _cannot_load(folder, error) from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"base_model must have a fast tokenizer (tokenizer.json), {folder.name} has only a "
+            f"slow one; convert it with transformers"
+        )
+    if tokenizer.chat_template is None and prompt_template is None:
+        raise ModelError(
+            f"base_model must have a chat template, {folder.name} has none; set "
+            f"base_model.prompt_template, for example 'Question: {{prompt}}\\nAnswer:'"
+        )
+    return tokenizer
+
+
+def resolve_dtype(settings: BaseModelSettings) -> str:
+    """Returns the number format the model is loaded in; it decides a score's last digits.
+
+    Raises:
+        ModelError: the device is not one of this machine.
+    """
+    if settings.dtype != "auto":
+        return settings.dtype
+    return str(_device_and_dtype(settings)[1]).removeprefix("torch.")
+
+
+def _device_and_dtype(settings: BaseModelSettings) -> "tuple[torch.device, torch.dtype]":
+    import torch
+
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"base_model.device must be a device of this machine, got {name!r} ({reason}); "
+            f"set it to 'auto' or 'cpu'"
+        ) from error
+    if settings.dtype == "auto":
+        return device, torch.bfloat16 if device.type == "cuda" else torch.float32
+    return device, getattr(torch, settings.dtype)
+
+
+def _converted(gguf: Path, folder: Path) -> Path:
+    """Returns `folder`, holding the GGUF file's model as float32 safetensors with its tokenizer."""
+    if (folder / "config.json").is_file():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    try:
+        with _gguf_parsed_once():
+            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **place)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
+    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
+        raise _cannot_load(gguf, error) from error
+    # The loaded model counts as quantised and refuses to be saved; a fresh one does not.
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    partial = _partial(folder)
+    partial.mkdir(parents=True)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        with contextlib.suppress(OSError):  # another process was faster
+            partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _gguf_parsed_once() -> Iterator[None]:
+    # transformers reads the file's 100,000 strings three times over, and builds the table of tensor
+    # names once a module: most of a minute, for the same answers.
+    import gguf
+
+    originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, original in originals.items():
+        setattr(gguf, name, functools.cache(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(gguf, name, original)
+
+
+def _cannot_load(source: Path, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:300]
+    return ModelError(
+        f"base_model {source.name} cannot be loaded ({type(error).__name__}: {reason}); choose a "
+        f"decoder that transformers loads without code of its own"
+    )

@@ -1,0 +1,99 @@
+"""Command-line overrides: a preset, a corpus or a benchmark file, written to the home's settings."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from circuitseer_assets.errors import SettingsError
+from circuitseer_assets.settings import (
+    PROJECT_ROOT,
+    home_path,
+    load_settings,
+    parse_settings,
+    resolve_path,
+    settings_path,
+)
+
+
+def write_overrides(preset: str | None, corpus: str | None, evaluation: str | None) -> Path:
+    """Returns the home to work in; with an override, its `settings.yaml` holds it from now on.
+
+    Raises:
+        SettingsError: the preset or a file does not exist, or the overrides do not fit the preset.
+    """
+    if preset is None and corpus is None and evaluation is None:
+        return home_path()
+    source = _preset_path(preset) if preset else settings_path(home_path())
+    load_settings(source)
+    values: dict[str, Any] = yaml.safe_load(source.read_text(encoding="utf-8"))
+    if corpus:
+        _override_corpus(values, _existing_file("CORPUS", corpus))
+    if evaluation:
+        _override_benchmark(values, _existing_file("EVAL", evaluation))
+    settings = parse_settings(values, origin=source.name)
+    folder = _home_of_preset(settings.preset)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "settings.yaml.part"
+    part.write_text(
+        f"# Written by the command line from {source.name}; delete it to go back to"
+        " circuitseer.yaml.\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True),
+        encoding="utf-8",
+    )
+    part.replace(folder / "settings.yaml")
+    return folder
+
+
+def home_of(preset: str | None) -> Path:
+    """Returns the home of a preset, with its settings as they were last run, or those of the preset.
+
+    Raises:
+        SettingsError: there is no such preset.
+    """
+    if preset is None:
+        return home_path()
+    folder = _home_of_preset(load_settings(_preset_path(preset)).preset)
+    if not (folder / "settings.yaml").is_file():
+        return write_overrides(preset, None, None)
+    return folder
+
+
+def _home_of_preset(preset: str) -> Path:
+    named = os.environ.get("CIRCUITSEER_HOME")
+    return resolve_path(named) if named else PROJECT_ROOT / ".circuitseer" / preset
+
+
+def _preset_path(preset: str) -> Path:
+    path = PROJECT_ROOT / "presets" / f"{preset}.yaml"
+    if Path(preset).name != preset or not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise SettingsError(f"PRESET must be one of {known}, got {preset!r}; name one of them")
+    return path
+
+
+def _existing_file(name: str, path: str) -> str:
+    # A path on the command line starts where the user stands, not at the project's root.
+    found = Path(path).expanduser().resolve()
+    if not found.is_file():
+        raise SettingsError(f"{name} must be an existing file, got {path!r}; correct the path")
+    return str(found)
+
+
+def _override_corpus(values: dict[str, Any], path: str) -> None:
+    if values["corpus"].get("source") != "files":
+        raise SettingsError(
+            f"CORPUS needs a preset whose corpus.source is files, got {values['corpus']['source']}; "
+            f"use PRESET=gsm8k, or write the columns into circuitseer.yaml"
+        )
+    values["corpus"]["paths"] = [path]
+
+
+def _override_benchmark(values: dict[str, Any], path: str) -> None:
+    benchmarks = values["decontamination"]["benchmarks"]
+    if len(benchmarks) != 1:
+        raise SettingsError(
+            f"EVAL needs settings with exactly one benchmark, got {len(benchmarks)}; "
+            f"set decontamination.benchmarks[].path in the settings file"
+        )
+    benchmarks[0]["path"] = path

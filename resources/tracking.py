@@ -1,0 +1,299 @@
+"""MLflow: where training runs, their metrics and their checkpoints are kept and looked at.
+
+Everything is addressed explicitly, by tracking URI, experiment id and run id: MLflow's defaults
+change with the working directory and with what ran before in the same process. MLflow is imported
+on first use, since importing it takes seconds.
+"""
+
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import pkgutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitseer_assets.errors import ArtifactError, TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+UI_BASE = "http://127.0.0.1:5000"
+
+_MAX_PARAMS = 100
+_MAX_PARAM_LENGTH = 6000
+_MAX_DIGEST_LENGTH = 36
+_MODEL_REQUIREMENTS = ("torch", "transformers", "accelerate")
+
+
+class Tracking:
+    """One MLflow store and the experiment in it that CircuitSeer's runs belong to.
+
+    `uri` is `sqlite:///...` or the address of a server. `artifact_root` is where a SQLite store
+    keeps files, for a server keeps its own; it is fixed when the experiment is first made.
+    """
+
+    def __init__(
+        self, uri: str, experiment: str = "circuitseer", *, artifact_root: Path | None = None
+    ) -> None:
+        self.uri = uri
+        self.experiment = experiment
+        self.artifact_root = artifact_root
+
+    @contextmanager
+    def run(
+        self, name: str, tags: Mapping[str, str | None] | None = None
+    ) -> Iterator["TrackedRun"]:
+        """Yields a new run, which ends as FINISHED, or as FAILED when an exception passes through.
+
+        Tags without a value are left out; `dagster_run_id`, `dagster_asset` and `artifact_id` are
+        the ones that lead from MLflow back to the asset graph.
+
+        Raises:
+            TrackingError: the store cannot be reached.
+        """
+        with self._reaching("start a run"):
+            client = self._client()
+            experiment_id = self._experiment_id(client)
+            kept = {key: str(value) for key, value in (tags or {}).items() if value is not None}
+            run_id = client.create_run(experiment_id, run_name=name, tags=kept).info.run_id
+        tracked = TrackedRun(self, run_id, experiment_id)
+        status = "FAILED"
+        try:
+            yield tracked
+            status = "FINISHED"
+        finally:
+            with self._reaching("end a run"):
+                client.set_terminated(run_id, status=status)
+
+    def run_url(self, run_id: str, ui_base: str = UI_BASE) -> str:
+        """Returns the address of a run's page; a server's own pages where the URI is one.
+
+        Raises:
+            TrackingError: there is no such run, or the store cannot be reached.
+        """
+        with self._reaching(f"look up run {run_id}"):
+            experiment_id = self._client().get_run(run_id).info.experiment_id
+        return self._page(experiment_id, run_id, ui_base)
+
+    def model_folder(self, model_uri: str) -> Path:
+        """Returns the Hugging Face folder of a logged checkpoint: config, weights and tokenizer.
+
+        With files on this machine that is the store's own folder, not a copy: do not write to it.
+
+        Raises:
+            ArtifactError: the URI leads to no model, or its files are gone.
+            TrackingError: the store cannot be reached.
+        """
+        import mlflow.artifacts
+        from mlflow.exceptions import MlflowException
+
+        with self._reaching(f"fetch {model_uri}"), _tracking_uri(self.uri):
+            try:
+                folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri)) / "model"
+            except (MlflowException, OSError) as error:
+                raise ArtifactError(
+                    f"the checkpoint {model_uri} must be in the MLflow store {self.uri}, and is "
+                    f"not ({_first_line(error)}); run make run to train it again"
+                ) from error
+        if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+            raise ArtifactError(
+                f"the checkpoint {model_uri} must hold a config and safetensors, and {folder} does "
+                f"not; run make run to train it again"
+            )
+        return folder
+
+    def _client(self) -> "MlflowClient":
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri)
+
+    def _experiment_id(self, client: "MlflowClient") -> str:
+        existing = client.get_experiment_by_name(self.experiment)
+        if existing is not None:
+            return str(existing.experiment_id)
+        is_file = self.uri.startswith("sqlite:") and self.artifact_root is not None
+        location = self.artifact_root.resolve().as_uri() if is_file else None  # type: ignore[union-attr]
+        return str(client.create_experiment(self.experiment, artifact_location=location))
+
+    def _page(self, experiment_id: str, run_id: str, ui_base: str = UI_BASE) -> str:
+        base = self.uri if self.uri.startswith(("http://", "https://")) else ui_base
+        return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    @contextmanager
+    def _reaching(self, purpose: str) -> Iterator[None]:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            raise TrackingError(
+                f"MLflow at {self.uri} must answer to {purpose}, and did not: "
+                f"{_first_line(error)}; check execution.mlflow_tracking_uri"
+            ) from error
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """One run: what it was given, how it goes, and what came out."""
+
+    tracking: Tracking
+    run_id: str
+    experiment_id: str
+
+    @property
+    def url(self) -> str:
+        """The address of the run's page."""
+        return self.tracking._page(self.experiment_id, self.run_id)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Records settings; nested ones get dotted names."""
+        from mlflow.entities import Param
+
+        flat = [Param(key, value[:_MAX_PARAM_LENGTH]) for key, value in _flatten(params)]
+        with self.tracking._reaching("log parameters"):
+            client = self.tracking._client()
+            for begin in range(0, len(flat), _MAX_PARAMS):
+                client.log_batch(self.run_id, params=flat[begin : begin + _MAX_PARAMS])
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records one step's metrics, at once; what is no finite number is left out."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        batch = [
+            Metric(name, float(value), now, step)
+            for name, value in metrics.items()
+            if math.isfinite(value)
+        ]
+        with self.tracking._reaching("log metrics"):
+            self.tracking._client().log_batch(self.run_id, metrics=batch)
+
+    def log_training_set(self, path: Path, *, subset_id: str, data_version: str) -> None:
+        """Records the Parquet file at `path` as what the run was trained on."""
+        import pyarrow.parquet as pq
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=subset_id,
+            digest=data_version[:_MAX_DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": path.resolve().as_uri()}),
+            profile=json.dumps({"num_rows": pq.read_metadata(path).num_rows}),
+        )
+        context = InputTag(key="mlflow.data.context", value="training")
+        with self.tracking._reaching("log the training set"):
+            self.tracking._client().log_inputs(
+                self.run_id, datasets=[DatasetInput(dataset, tags=[context])]
+            )
+
+    def log_checkpoint(self, folder: Path, *, tags: Mapping[str, str | None] | None = None) -> str:
+        """Returns the URI of the MLflow model that the checkpoint in `folder` is logged as.
+
+        The files are copied, not loaded; `folder` is not needed afterwards. Any process loads the
+        model with `mlflow.transformers.load_model(uri)`, given the same tracking URI.
+
+        Raises:
+            TrackingError: the store cannot be reached, or refuses the model.
+        """
+        import mlflow.transformers
+
+        kept = {key: str(value) for key, value in (tags or {}).items() if value is not None}
+        with (
+            self.tracking._reaching("log a checkpoint"),
+            _tracking_uri(self.tracking.uri),
+            _quiet("mlflow.transformers"),
+            _pipeline_classes(),
+        ):
+            # Made here, with its experiment: MLflow would put it into its default one.
+            model = self.tracking._client().create_logged_model(
+                self.experiment_id, name="checkpoint", source_run_id=self.run_id, tags=kept
+            )
+            info = mlflow.transformers.log_model(
+                # An absolute path: MLflow asks the hub for the licence of a relative one.
+                transformers_model=str(folder.resolve()),
+                name="checkpoint",
+                task="text-generation",
+                model_card=_model_card(),
+                pip_requirements=_pip_requirements(),
+                run_id=self.run_id,
+                model_id=model.model_id,
+            )
+        return str(info.model_uri)
+
+
+@contextmanager
+def _tracking_uri(uri: str) -> Iterator[None]:
+    """Sets MLflow's global tracking URI for as long as a function needs it that takes no URI."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+@contextmanager
+def _pipeline_classes() -> Iterator[None]:
+    """Lets MLflow find a pipeline's class, which transformers 5.2x names where it once held it."""
+    from transformers import pipelines
+
+    original = pipelines.check_task
+
+    def check_task(task: str) -> Any:
+        name, defaults, options = original(task)
+        if isinstance(defaults["impl"], str):
+            defaults = {**defaults, "impl": pkgutil.resolve_name(defaults["impl"])}
+        return name, defaults, options
+
+    pipelines.check_task = check_task
+    try:
+        yield
+    finally:
+        pipelines.check_task = original
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _model_card() -> Any:
+    # Given, so that MLflow does not ask the hub for one.
+    from huggingface_hub import ModelCard
+
+    return ModelCard(
+        "---\ntags: [circuitseer]\n---\nFine-tuned on a subset drawn by CircuitSeer.\n"
+    )
+
+
+def _pip_requirements() -> list[str]:
+    # Given, so that MLflow does not find them out by importing everything in a new process.
+    return [f"{name}=={importlib.metadata.version(name)}" for name in _MODEL_REQUIREMENTS]
+
+
+def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,85 @@
+"""Fixtures: small settings, and one whole run of the graph that many tests look at."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+# Set before anything imports the definitions: no test ever touches a real home.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("CIRCUITSEER_SETTINGS", None)
+
+from circuitseer_assets.settings import PROJECT_ROOT  # noqa: E402
+
+SMALL: dict[str, Any] = {
+    "corpus": {"source": "word_problems", "num_samples": 200, "seed": 1},
+    "decontamination": {"benchmarks": [{"task": "word_problems", "num_problems": 24}]},
+    "probe_set": {
+        "num_ranking": 6,
+        "num_confirmation": 4,
+        "num_control": 4,
+        "control": {"source": "plain_texts"},
+    },
+    "training": {
+        "max_steps": 6,
+        "learning_rate": 5.0e-4,
+        "batch_size": 8,
+        "max_length": 512,
+    },
+    "evaluation": {"tasks": ["word_problems"], "max_new_tokens": 64, "batch_size": 24},
+}
+
+
+def small_settings() -> dict[str, Any]:
+    """Returns the tiny preset, cut down to what a test can run."""
+    values: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "presets/tiny.yaml").read_text())
+    return {**values, **SMALL}
+
+
+@pytest.fixture(scope="session")
+def home_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home of its own for the whole session, with small settings."""
+    folder = tmp_path_factory.mktemp("home")
+    write_settings(folder, small_settings())
+    before = {name: os.environ.get(name) for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME")}
+    os.environ["CIRCUITSEER_HOME"] = str(folder)
+    yield folder
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def write_settings(folder: Path, values: dict[str, Any]) -> None:
+    """Makes `values` the settings of the home at `folder`."""
+    (folder / "settings.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+@pytest.fixture(scope="session")
+def run_graph(home_folder: Path) -> Callable[..., Any]:
+    """Runs the whole graph in the session's home, after writing changed settings slices."""
+    from circuitseer_assets.definitions import make_definitions
+    from jobs.run import run_full_pipeline
+    from resources.home import Home
+
+    home = Home.prepared(home_folder)
+
+    def run(**slices: dict[str, Any]) -> Any:
+        values = small_settings()
+        for name, changes in slices.items():
+            values[name] = {**values.get(name, {}), **changes}
+        write_settings(home_folder, values)
+        return run_full_pipeline(make_definitions(home), home)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def first_run(run_graph: Callable[..., Any]) -> Any:
+    """The first whole run of the graph, in an empty home."""
+    return run_graph()

@@ -1,0 +1,259 @@
+"""The dbt project on a warehouse small enough to compute every mart by hand, and on none at all."""
+
+import json
+import shutil
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from scipy.stats import binomtest
+
+from circuitseer_assets.method.evaluation import summarise
+from circuitseer_assets.records import Outcome
+from circuitseer_assets.settings import PROJECT_ROOT
+from resources.warehouse import Warehouse
+
+MARTS = (
+    "artifact_lineage",
+    "evaluation_summary",
+    "head_usage",
+    "score_distribution",
+    "subset_lineage",
+)
+
+
+def test_empty_warehouse_gives_empty_marts(full_build, tmp_path: Path) -> None:
+    """Runs what dbt compiled, in dbt's order: a second dbt would take another quarter minute."""
+    warehouse = Warehouse(tmp_path / "warehouse.duckdb")
+    with warehouse.connect() as connection:
+        for node in compiled_nodes(full_build):
+            if node["resource_type"] == "model":
+                connection.execute(f"create table {node['name']} as {node['compiled_code']}")
+            else:
+                assert connection.execute(node["compiled_code"]).fetchall() == [], node["name"]
+        for mart in MARTS:
+            assert connection.execute(f"from {mart}").fetchall() == []
+
+
+def compiled_nodes(build) -> list[dict[str, Any]]:
+    run = json.loads((build.target / "run_results.json").read_text())["results"]
+    nodes = json.loads((build.target / "manifest.json").read_text())["nodes"]
+    return [{**nodes[result["unique_id"]], **result} for result in run]
+
+
+def test_every_model_and_test_passes_on_the_fixture(full_build) -> None:
+    assert set(full_build.statuses.values()) == {"success", "pass"}
+    models = {path.stem for path in (PROJECT_ROOT / "dbt_meta" / "models").rglob("*.sql")}
+    assert models <= full_build.statuses.keys()
+
+
+def test_subset_lineage_names_everything_the_subset_stands_on(full_build) -> None:
+    first, second = full_build.rows("from subset_lineage order by subset_id")
+    assert first == {
+        "subset_id": "subset-1",
+        "num_samples": 2,
+        "base_model": "org/model",
+        "model_digest": "model-digest",
+        "tokenizer_id": "tokenizer-1",
+        "num_reasoning_heads": 2,
+        "reasoning_heads": "0.0, 1.1",
+        "scorer_id": "scorer-1",
+        "score_reading": "attention_variance",
+        "score_heads": "reasoning",
+        "seed": 7,
+        "budget_fraction": 0.5,
+        "budget_samples": None,
+        "budget_tokens": None,
+        "weights": "power",
+        "power": 1.0,
+        "temperature": 1.0,
+        "debias": "none",
+        "sampling": "exponential",
+        "mean_score": 3.5,
+        "corpus_id": "corpus-1",  # the pool's, not the older one the probes were drawn from
+        "corpus_source": "files",
+        "corpus_name": "a.jsonl, b.jsonl",
+        "corpus_revision": None,
+        "corpus_data_version": "version of corpus-1",
+        "pool_id": "pool-1",
+        "probe_set_id": "probe_set-1",
+        "head_ranking_id": "head_ranking-1",
+        "sample_scores_id": "sample_scores-1",
+        "data_version": "version of subset-1",
+        "code_version": "1",
+        "dagster_run_id": "run of subset-1",
+        "created_at": datetime(2026, 1, 1, 7),
+    }
+    assert (second["num_samples"], second["budget_samples"], second["mean_score"]) == (1, 1, 5.0)
+    assert second["budget_fraction"] is None
+
+
+def test_artifact_lineage_takes_the_shortest_way(full_build) -> None:
+    rows = full_build.rows("from artifact_lineage where artifact_id = 'subset-1'")
+    assert {row["ancestor_id"]: row["distance"] for row in rows} == {
+        "subset-1": 0,
+        "sample_scores-1": 1,
+        "pool-1": 2,
+        "head_ranking-1": 2,
+        "corpus-1": 3,
+        "probe_set-1": 3,
+        "corpus-0": 4,
+    }
+
+
+def test_head_usage_counts_rankings_and_subsets(full_build) -> None:
+    rows = full_build.rows("from head_usage order by head_ranking_id, layer, head")
+    columns = (
+        "head_name",
+        "importance_rank",
+        "is_reasoning_head",
+        "is_confirmed",
+        "num_subsets",
+        "num_rankings_of_model",
+        "num_rankings_choosing",
+    )
+    assert [tuple(row[column] for column in columns) for row in rows] == [
+        ("0.0", 1, True, True, 2, 2, 2),
+        ("0.1", 3, False, False, 0, 2, 0),
+        ("1.0", 4, False, False, 0, 2, 0),
+        ("1.1", 2, True, False, 2, 2, 1),
+        ("0.0", 1, True, True, 0, 2, 2),
+        ("0.1", 2, False, False, 0, 2, 0),
+        ("1.0", 4, False, False, 0, 2, 0),
+        ("1.1", 3, False, False, 0, 2, 1),
+    ]
+
+
+def test_score_distribution_has_twenty_bins_a_scorer(full_build) -> None:
+    rows = full_build.rows("from score_distribution where scorer_id = 'scorer-1' order by bin")
+    assert [row["bin"] for row in rows] == list(range(1, 21))
+    # Scores 1, 2, 3 and 5 from 1 to 5: bins are 0.2 wide.
+    held = {row["bin"]: row["num_samples"] for row in rows if row["num_samples"]}
+    assert held == {1: 1, 6: 1, 11: 1, 20: 1}
+    assert rows[5]["score_from"] == pytest.approx(2.0)
+    assert rows[5]["score_to"] == pytest.approx(2.2)
+    assert rows[5]["share_of_samples"] == 0.25
+    assert rows[6]["mean_num_tokens"] is None
+    (flat,) = full_build.rows(
+        "from score_distribution where scorer_id = 'scorer-2' and num_samples > 0"
+    )
+    assert (flat["bin"], flat["num_samples"], flat["mean_num_tokens"]) == (1, 2, 6.0)
+
+
+def test_evaluation_summary_is_pass_at_1_of_each_model_and_task(full_build) -> None:
+    rows = full_build.rows("from evaluation_summary order by task, answered_by")
+    columns = ("task", "answered_by", "subset_id", "pass_at_1", "truncation_rate", "num_problems")
+    assert [tuple(row[column] for column in columns) for row in rows] == [
+        ("gsm8k", "base_model", None, 3 / 8, 1 / 8, 4),
+        ("gsm8k", "checkpoint", "subset-1", 5 / 8, 1 / 8, 4),
+        ("svamp", "base_model", None, 0.0, 0.0, 2),
+        ("svamp", "checkpoint", "subset-1", 1.0, 0.0, 2),
+    ]
+    assert {row["num_repeats"] for row in rows} == {2}
+
+
+def test_evaluation_interval_is_wilsons_over_what_the_repeats_are_worth(full_build) -> None:
+    rows = full_build.rows("from evaluation_summary order by task, answered_by")
+    # All or none right: repeats add nothing, so 0 and 2 of 2 problems.
+    for row, successes in ((rows[2], 0), (rows[3], 2)):
+        interval = binomtest(successes, 2).proportion_ci(method="wilson")
+        assert row["ci_low"] == pytest.approx(interval.low, abs=1e-9)
+        assert row["ci_high"] == pytest.approx(interval.high, abs=1e-9)
+    # Shares 1, 1/2, 0, 0: their mean has variance 11/192, so (15/64) / (11/192) = 45/11 answers.
+    p, n, z_squared = 3 / 8, 45 / 11, 1.959963984540054**2
+    for bound in (rows[0]["ci_low"], rows[0]["ci_high"]):
+        # Wilson's bounds are where the normal test of the true share just rejects p.
+        assert (p - bound) ** 2 == pytest.approx(z_squared * bound * (1 - bound) / n)
+
+
+def test_evaluation_summary_is_the_methods_own(full_build) -> None:
+    outcomes = full_build.rows("from stg_evaluation_outcomes where checkpoint_id is null")
+    names = ("task", "doc_id", "repeat", "correct", "truncated")
+    summaries = summarise([Outcome(*(row[name] for name in names)) for row in outcomes])
+    rows = full_build.rows("from evaluation_summary where answered_by = 'base_model' order by task")
+    for row, summary in zip(rows, sorted(summaries, key=lambda s: s.task), strict=True):
+        for name, value in asdict(summary).items():
+            assert row[name] == pytest.approx(value), name
+
+
+def test_staging_and_marts_lie_unqualified_beside_the_tables(full_build) -> None:
+    kinds = full_build.rows(
+        "select table_name, table_type from information_schema.tables where table_schema = 'main'"
+    )
+    found = {row["table_name"]: row["table_type"] for row in kinds}
+    assert {found[mart] for mart in MARTS} == {"BASE TABLE"}
+    assert {kind for name, kind in found.items() if name.startswith("stg_")} == {"VIEW"}
+
+
+@pytest.mark.parametrize(
+    ("harm", "test"),
+    [
+        (
+            "update subset_members set score = 9 where sample_id = 's2'",
+            "subset_members_have_their_score",
+        ),
+        (
+            "insert into probe_members values ('probe_set-1', 's2', 'ranking')",
+            "subset_members_are_no_probes",
+        ),
+        (
+            "delete from corpus_members where corpus_id = 'corpus-1' and sample_id = 's4'",
+            "subset_members_are_in_their_corpus",
+        ),
+        ("delete from artifacts where artifact_id = 'corpus-0'", "artifact_parents_are_recorded"),
+        ("delete from head_importance where layer = 1 and head = 1", "rankings_measure_every_head"),
+        ("update head_importance set is_reasoning_head = false", "rankings_measure_every_head"),
+        (
+            "delete from evaluation_outcomes where doc_id = 'p1' and \"repeat\" = 1",
+            "problems_are_answered_equally_often",
+        ),
+        (
+            "update subset_members set inclusion_probability = 1.5",
+            "accepted_range_stg_subset_members_0__1__inclusion_probability",
+        ),
+        ("update sample_scores set score = 'nan'", "accepted_range_stg_sample_scores_score"),
+    ],
+)
+def test_broken_invariant_is_found(full_build, tmp_path: Path, harm: str, test: str) -> None:
+    copy = tmp_path / "warehouse.duckdb"
+    shutil.copyfile(full_build.warehouse.path, copy)
+    (compiled,) = (
+        path for path in full_build.target.rglob(f"compiled/**/{test}.sql") if path.is_file()
+    )
+    with duckdb.connect(str(copy)) as connection:
+        sql = compiled.read_text()
+        assert connection.execute(sql).fetchall() == []
+        connection.execute(harm)
+        assert connection.execute(sql).fetchall() != []
+
+
+def test_every_model_and_column_is_described_and_states_its_grain(full_build) -> None:
+    manifest = json.loads((full_build.target / "manifest.json").read_text())
+    models = [node for node in manifest["nodes"].values() if node["resource_type"] == "model"]
+    for model in models:
+        assert model["description"].startswith("One row per "), model["name"]
+        described = {name for name, column in model["columns"].items() if column["description"]}
+        assert described == column_names(full_build, model["name"]), model["name"]
+
+
+def column_names(full_build, table: str) -> set[str]:
+    rows: list[dict[str, Any]] = full_build.rows(f"describe {table}")
+    return {row["column_name"] for row in rows}
+
+
+def test_every_source_is_the_asset_that_writes_it(full_build) -> None:
+    manifest = json.loads((full_build.target / "manifest.json").read_text())
+    assets = {
+        source["name"]: source["config"]["meta"]["dagster"]["asset_key"]
+        for source in manifest["sources"].values()
+    }
+    tables = full_build.rows(
+        "select table_name from duckdb_tables() where not internal and table_name not in "
+        f"('schema_migrations', 'superseded_artifacts', {', '.join(map(repr, MARTS))})"
+    )
+    assert assets.keys() == {row["table_name"] for row in tables}
+    assert assets["subset_members"] == ["subset"]
+    assert assets["artifacts"] == ["evaluation"]

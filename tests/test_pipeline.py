@@ -1,0 +1,135 @@
+"""The whole graph in a temporary home: it ends, it is recorded, and it computes nothing twice."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from circuitseer_assets.records import STAGES
+from resources.home import Home
+
+UPSTREAM_OF_THE_SUBSET = ("corpus", "probe_set", "pool", "head_ranking", "sample_scores")
+RunGraph = Callable[..., Any]
+
+
+def reused(run: Any) -> dict[str, bool]:
+    return {
+        asset: bool(values["reused"])
+        for asset, values in run.metadata.items()
+        if "reused" in values
+    }
+
+
+@pytest.fixture
+def home(home_folder: Path) -> Home:
+    return Home.prepared(home_folder)
+
+
+def test_the_first_run_makes_every_stage(first_run: Any) -> None:
+    made = reused(first_run)
+    assert set(STAGES) | {"pool"} == set(made)
+    assert not any(made.values())
+
+
+def test_every_artifact_is_recorded_with_parents_that_exist(first_run: Any, home: Home) -> None:
+    artifacts = {a["artifact_id"]: a for a in home.warehouse.query("from artifacts").to_pylist()}
+    assert {a["stage"] for a in artifacts.values()} == set(STAGES) | {"pool"}
+    for artifact in artifacts.values():
+        assert set(artifact["parents"]) <= set(artifacts)
+        assert artifact["dagster_run_id"] == first_run.run_id
+        home.artifacts.verify(artifact["stage"], artifact["artifact_id"])
+
+
+def test_the_subset_is_the_budget_and_comes_from_the_pool(first_run: Any, home: Home) -> None:
+    subset = Path(first_run.of("subset", "folder")) / "subset_members.parquet"
+    members = pq.read_table(subset)["sample_id"].to_pylist()
+    pool_file = Path(first_run.of("pool", "folder")) / "pool.parquet"
+    pool = pq.read_table(pool_file)["sample_id"].to_pylist()
+    assert len(members) == len(set(members)) == round(0.1 * len(pool))
+    assert set(members) <= set(pool)
+    probes = home.warehouse.query("select sample_id from probe_members")["sample_id"].to_pylist()
+    assert not set(probes) & set(pool)
+
+
+def test_subset_lineage_names_all_that_made_the_subset(first_run: Any, home: Home) -> None:
+    [row] = home.warehouse.query("select * from subset_lineage").to_pylist()
+    assert row["subset_id"] == first_run.of("subset", "artifact_id")
+    assert row["dagster_run_id"] == first_run.run_id
+    heads = first_run.of("head_ranking", "reasoning_heads")
+    for head in heads:
+        assert head in str(row["reasoning_heads"])
+    assert row["scorer_id"] == first_run.of("sample_scores", "scorer_id")
+    assert row["model_digest"]
+
+
+def test_a_second_run_computes_nothing(first_run: Any, run_graph: RunGraph) -> None:
+    again = run_graph()
+    assert all(reused(again).values())
+    for asset, values in again.metadata.items():
+        if "artifact_id" in values:
+            assert values["artifact_id"] == first_run.of(asset, "artifact_id")
+
+
+def test_another_budget_makes_only_the_subset_and_after_and_back_again_nothing(
+    first_run: Any, run_graph: RunGraph
+) -> None:
+    more = run_graph(selection={"budget": {"samples": 30}})
+    made = reused(more)
+    assert all(made[asset] for asset in UPSTREAM_OF_THE_SUBSET)
+    assert not any(made[asset] for asset in ("subset", "checkpoint", "evaluation", "audit"))
+    assert more.of("subset", "num_samples") == 30
+    back = run_graph()
+    assert all(reused(back).values())
+    assert back.of("subset", "artifact_id") == first_run.of("subset", "artifact_id")
+
+
+def test_the_checkpoint_generates_in_a_fresh_process(first_run: Any, home: Home) -> None:
+    program = f"""
+import mlflow
+mlflow.set_tracking_uri({home.tracking_uri!r})
+model = mlflow.transformers.load_model({first_run.of("checkpoint", "mlflow_model_uri")!r})
+chat = [{{"role": "user", "content": "Ann has 3 pens and buys 4 more. How many has she?"}}]
+print("ANSWER", repr(model(chat, max_new_tokens=24)[0]["generated_text"][-1]["content"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "ANSWER" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("file_format", ["jsonl", "parquet"])
+def test_the_export_holds_the_original_columns_in_corpus_order(
+    first_run: Any, home: Home, tmp_path: Path, file_format: Any
+) -> None:
+    from resources.export import export_subset
+
+    path, num_rows = export_subset(home, "latest", file_format, tmp_path / f"out.{file_format}")
+    rows = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        if file_format == "jsonl"
+        else pq.read_table(path).to_pylist()
+    )
+    assert len(rows) == num_rows == first_run.of("subset", "num_samples")
+    positions = home.warehouse.query("select sample_id, position from samples").to_pylist()
+    position_of = {row["sample_id"]: row["position"] for row in positions}
+    order = [position_of[row["circuitseer_sample_id"]] for row in rows]
+    assert order == sorted(order)
+    assert {"family", "template_id", "num_steps"} <= set(rows[0])
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_importing_the_definitions_loads_no_heavy_library(home_folder: Path) -> None:
+    program = (
+        "import sys, circuitseer_assets.definitions\n"
+        "heavy = {'torch', 'transformers', 'trl', 'lm_eval', 'mlflow'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -311,9 +311,9 @@ def parse_arguments() -> argparse.Namespace:
     """Returns the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps")
-    parser.add_argument("--batch-size", type=int, default=48, help="conversations a step")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--steps", type=int, default=700, help="optimiser steps")
+    parser.add_argument("--batch-size", type=int, default=32, help="conversations a step")
+    parser.add_argument("--learning-rate", type=float, default=5e-3, help="peak learning rate")
     parser.add_argument("--prompt-weight", type=float, default=0.1, help="weight of prompt loss")
     parser.add_argument("--seed", type=int, default=20251018, help="of weights, data and order")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -327,11 +327,12 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     torch.set_num_threads(arguments.threads)
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed=arguments.seed)
     final_loss = train(model, tokenizer, arguments)
     training_seconds = time.perf_counter() - started
+    training_cpu_seconds = time.process_time() - cpu_started
     save(model, tokenizer, arguments.output)
     num_problems, seed = arguments.evaluation_problems, arguments.seed + 2
     held_out = list(generate_problems(num_problems, seed=seed, split="held_out"))
@@ -349,6 +350,7 @@ def main() -> None:
         "prompt_weight": arguments.prompt_weight,
         "seed": arguments.seed,
         "training_seconds": round(training_seconds, 1),
+        "training_cpu_seconds": round(training_cpu_seconds, 1),
         "seconds": round(time.perf_counter() - started, 1),
         "machine": describe_machine(),
         "versions": {

@@ -13,12 +13,10 @@ import pyarrow.parquet as pq
 from circuitseer_assets.assets.checkpoint import load_checkpoint
 from circuitseer_assets.assets.slices import settings_key
 from circuitseer_assets.method.decontamination import find_contaminated
-from circuitseer_assets.records import Artifact
+from circuitseer_assets.records import MAX_LENGTH_CORRELATION, Artifact
 from resources.benchmarks import load_problems
 from resources.home import Home
 from resources.sample_files import read_samples
-
-MAX_LENGTH_CORRELATION = 0.6
 
 
 def _latest(

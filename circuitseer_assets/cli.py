@@ -19,7 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Pick training data for reasoning models by looking inside the model.",
 )
-console = Console(stderr=True, highlight=False)
+# Bound to this stream: what libraries print is sent elsewhere while the graph runs.
+console = Console(file=sys.stderr, highlight=False)
 
 Preset = Annotated[str | None, typer.Option(help="A file of presets/, without its suffix.")]
 CorpusFile = Annotated[str | None, typer.Option(help="A corpus file, in place of the preset's.")]
@@ -113,5 +114,7 @@ def main() -> None:
 def _log_to_terminal() -> None:
     logger = logging.getLogger("circuitseer")
     logger.setLevel(logging.INFO)
-    logger.addHandler(RichHandler(console=console, show_path=False, show_level=False))
+    logger.addHandler(
+        RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    )
     logger.propagate = False

@@ -21,6 +21,11 @@ STAGES = (
     "audit",
 )
 
+# A chosen head is confirmed when its Holm-adjusted p-value on fresh probes is at most this.
+CONFIRMATION_LEVEL = 0.05
+# Beyond this rank correlation with the prompt's length, in size, a score ranks mostly by length.
+MAX_LENGTH_CORRELATION = 0.6
+
 
 def digest_of(value: Any) -> str:
     """Returns the first 16 hexadecimal digits of the SHA-256 of `value` as canonical JSON.

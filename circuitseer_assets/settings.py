@@ -132,7 +132,8 @@ class ReasoningGymCorpus(_Corpus):
     dataset: Literal["gsm_symbolic"] = "gsm_symbolic"
     num_samples: Count
     seed: Seed = 0
-    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    # The evaluation always asks the same fifth of the templates; more may be held out, not fewer.
+    held_out_share: Annotated[float, Field(ge=0.2, lt=1)] = 0.2
 
 
 class FilesCorpus(_Corpus):
@@ -407,6 +408,15 @@ class Settings(_Frozen):
     def _evaluated_is_decontaminated(self) -> Self:
         for task in self.evaluation.tasks:
             self.decontamination.benchmark(task)
+        return self
+
+    @model_validator(mode="after")
+    def _gsm8k_is_not_its_own_test(self) -> Self:
+        if self.corpus.source == "reasoning_gym" and "gsm8k" in self.evaluation.tasks:
+            raise ValueError(
+                "evaluation.tasks must not hold gsm8k where corpus.source is reasoning_gym: its "
+                "templates re-word GSM8K's test problems; evaluate gsm_symbolic, or another corpus"
+            )
         return self
 
     def slice(self, name: str) -> dict[str, Any]:

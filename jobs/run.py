@@ -1,16 +1,17 @@
 """Running the whole graph from a terminal, in this process, as the run the UI shows."""
 
-import logging
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
 from circuitseer_assets.errors import CircuitSeerError
 from jobs.observe_settings import find_changed_slices
 from resources.home import Home
-
-log = logging.getLogger("circuitseer")
 
 
 class PipelineFailedError(CircuitSeerError):
@@ -23,9 +24,9 @@ class PipelineRun:
 
     run_id: str
     duration_s: float
-    metadata: dict[str, dict[str, object]]
+    metadata: dict[str, dict[str, Any]]
 
-    def of(self, asset: str, name: str) -> object:
+    def of(self, asset: str, name: str) -> Any:
         """Returns one metadata value of one asset."""
         return self.metadata[asset][name]
 
@@ -38,7 +39,7 @@ def run_full_pipeline(defs: dg.Definitions, home: Home) -> PipelineRun:
     """
     home.set_environment()
     started = time.monotonic()
-    with dg.DagsterInstance.get() as instance:
+    with _libraries_quiet(home.folder / "last_run.log"), dg.DagsterInstance.get() as instance:
         result = defs.resolve_job_def("full_pipeline").execute_in_process(
             instance=instance,
             tags={"circuitseer/command": "run"},
@@ -56,6 +57,17 @@ def run_full_pipeline(defs: dg.Definitions, home: Home) -> PipelineRun:
         if event.asset_key is not None
     }
     return PipelineRun(result.run_id, time.monotonic() - started, metadata)
+
+
+@contextlib.contextmanager
+def _libraries_quiet(log_file: Path) -> Iterator[None]:
+    """Sends what libraries print to a file; CircuitSeer's own progress goes to the terminal."""
+    with (
+        log_file.open("w") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        yield
 
 
 def observe_now(home: Home) -> list[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from circuitseer_assets.records import MAX_LENGTH_CORRELATION
 from circuitseer_assets.settings import PROJECT_ROOT, load_settings, settings_path
 from jobs.run import PipelineRun
 from resources.home import Home
@@ -86,7 +87,7 @@ def _figure(summary: dict[str, float]) -> str:
 def _warnings(run: PipelineRun) -> list[str]:
     warnings = []
     correlation: Any = run.metadata["sample_scores"].get("score_length_spearman")
-    if correlation is not None and abs(correlation) > 0.6:
+    if correlation is not None and abs(correlation) > MAX_LENGTH_CORRELATION:
         warnings.append(f"the score follows prompt length (rank correlation {correlation:+.2f})")
     if run.of("head_ranking", "num_unconfirmed_heads"):
         warnings.append("some heads are not confirmed on fresh probes")

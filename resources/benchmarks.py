@@ -61,6 +61,16 @@ def known_tasks() -> list[str]:
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
+def task_version(benchmark: Benchmark) -> str:
+    """Returns a digest of how a task asks and scores: its YAML file and the rules for answers.
+
+    Raises:
+        EvaluationError: the task is unknown.
+    """
+    files = [_yaml_file(benchmark), TASKS / "answers.py"]
+    return digest_of([benchmark.task, *(path.read_text(encoding="utf-8") for path in files)])
+
+
 def load_problems(benchmark: Benchmark, *, folder: Path) -> list[Problem]:
     """Returns every problem of a benchmark, as the model is asked it, without chat template.
 
@@ -127,20 +137,25 @@ def quiet_lm_eval() -> Iterator[None]:
 # configuration ------------------------------------------------------------------------------------
 
 
+def _yaml_file(benchmark: Benchmark) -> Path:
+    path = resolve_path(benchmark.yaml) if benchmark.yaml else TASKS / f"{benchmark.task}.yaml"
+    if path.is_file():
+        return path
+    if benchmark.yaml:
+        raise EvaluationError(
+            f"decontamination.benchmarks: yaml of {benchmark.task} must name a file, got {path}; "
+            f"correct the path (a relative one starts at the project's root)"
+        )
+    raise EvaluationError(
+        f"decontamination.benchmarks: task must be one of {', '.join(known_tasks())}, got "
+        f"{benchmark.task!r}; correct it, or name your own YAML file with yaml"
+    )
+
+
 def _read_config(benchmark: Benchmark) -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    path = resolve_path(benchmark.yaml) if benchmark.yaml else TASKS / f"{benchmark.task}.yaml"
-    if not path.is_file():
-        if benchmark.yaml:
-            raise EvaluationError(
-                f"decontamination.benchmarks: yaml of {benchmark.task} must name a file, got "
-                f"{path}; correct the path (a relative one starts at the project's root)"
-            )
-        raise EvaluationError(
-            f"decontamination.benchmarks: task must be one of {', '.join(known_tasks())}, got "
-            f"{benchmark.task!r}; correct it, or name your own YAML file with yaml"
-        )
+    path = _yaml_file(benchmark)
     try:
         config: dict[str, Any] = load_yaml(path)
     except Exception as error:

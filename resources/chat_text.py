@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from circuitseer_assets.errors import ModelError
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 # A stand-in for a text: no template changes it, no text holds it.
 _MARKER = "circuitseer-0f6b2d-marker"
+# Some templates tell the model today's date, and a score must be the same tomorrow.
+_TODAY = datetime(2024, 7, 26)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,11 @@ def render_response(
     if prompt_template is not None:
         return response + (tokenizer.eos_token or "")
     conversation = _render(tokenizer, [*messages, Message("assistant", response)], answer=True)
-    if conversation.startswith(prompt.text):
-        return conversation[len(prompt.text) :].rstrip()
-    # Some templates open an answer otherwise than they show a past one, as with empty thoughts.
+    reply = conversation.removeprefix(prompt.text)
+    if reply != conversation and response.strip() in reply:
+        return reply.rstrip()
+    # Some templates open an answer otherwise than they show a past one, with empty thoughts, or
+    # leave a past answer's thoughts out.
     marked = _render(tokenizer, [*messages, Message("assistant", _MARKER)], answer=True)
     return (response + marked.rpartition(_MARKER)[2]).rstrip()
 
@@ -83,7 +88,13 @@ def _render(
 
     chat = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=not answer)
+        text = tokenizer.apply_chat_template(
+            chat,
+            tokenize=False,
+            add_generation_prompt=not answer,
+            date_string=_TODAY.strftime("%d %b %Y"),
+            strftime_now=_TODAY.strftime,
+        )
     except (jinja2.TemplateError, ValueError, TypeError) as error:
         roles = ", ".join(message.role for message in messages)
         raise ModelError(

@@ -5,19 +5,29 @@ lm-eval loads the task, builds the prompts and scores the answers; the answers c
 the same whatever the number of repeats.
 """
 
+import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitseer_assets.errors import EvaluationError
 from circuitseer_assets.records import Outcome
 from circuitseer_assets.settings import Benchmark, EvaluationSettings
-from resources.benchmarks import Task, known_tasks, load_problems, load_task, quiet_lm_eval
+from resources.benchmarks import (
+    Task,
+    known_tasks,
+    load_problems,
+    load_task,
+    quiet_lm_eval,
+    task_version,
+)
 
 if TYPE_CHECKING:
     from resources.language_model import LanguageModel
 
-__all__ = ["evaluate", "known_tasks", "load_problems"]
+__all__ = ["evaluate", "known_tasks", "load_problems", "task_version"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -29,24 +39,32 @@ def evaluate(
     *,
     folder: Path,
     report_progress: Progress | None = None,
+    responses: Path | None = None,
 ) -> list[Outcome]:
     """Returns the outcome of every repeat of every problem of `benchmarks`.
 
     Answers are greedy at temperature 0, else sampled with `settings.seed`. A response is truncated
     when it did not end within `max_new_tokens`, or within the model's context. `report_progress`
-    gets a task's name, the number of answers so far, and the number there will be.
+    gets a task's name, the number of answers so far, and the number there will be. The responses
+    themselves go to `responses`, where it is set, as JSON lines.
 
     Raises:
         EvaluationError: a task is unknown, its problems cannot be read, or its metric is not
             right-or-wrong.
     """
-    return [
-        outcome
-        for benchmark in benchmarks
-        for outcome in _evaluate_task(
-            language_model, load_task(benchmark, folder=folder), settings, report_progress
-        )
-    ]
+    outcomes = []
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(responses.open("w", encoding="utf-8")) if responses else None
+        for benchmark in benchmarks:
+            task = load_task(benchmark, folder=folder)
+            for outcome, response in _evaluate_task(
+                language_model, task, settings, report_progress
+            ):
+                outcomes.append(outcome)
+                if file is not None:
+                    line = {**asdict(outcome), "response": response}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return outcomes
 
 
 def _evaluate_task(
@@ -54,7 +72,7 @@ def _evaluate_task(
     task: Task,
     settings: EvaluationSettings,
     report_progress: Progress | None,
-) -> Iterator[Outcome]:
+) -> Iterator[tuple[Outcome, str]]:
     from resources.generation import AnsweringModel
 
     positions = task.subset(settings.max_problems)
@@ -78,13 +96,14 @@ def _evaluate_task(
             )
             samples = _run_pass(model, task, positions, settings.seed + repeat)
         for sample, truncated in zip(samples, model.truncated, strict=True):
-            yield Outcome(
+            outcome = Outcome(
                 task=task.name,
                 doc_id=task.doc_ids[sample["doc_id"]],
                 repeat=repeat,
                 correct=_is_right(task, sample),
                 truncated=truncated,
             )
+            yield outcome, sample["resps"][0][0]
 
 
 def _configure(task: Task, settings: EvaluationSettings) -> None:

@@ -4,12 +4,14 @@ Imported only by the evaluator and only when it runs: lm-eval and torch take lon
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
+from transformers import GenerationConfig
 
 
 class AnsweringModel(HFLM):  # type: ignore[misc]
@@ -108,19 +110,19 @@ class AnsweringModel(HFLM):  # type: ignore[misc]
             stop["stopping_criteria"] = stop_sequences_criteria(
                 self.tokenizer, until, longest, len(prompts)
             )
-        with torch.inference_mode():
+        asked = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.end_tokens,
+            pad_token_id=pad,
+            use_cache=True,
+            **settings,
+        )
+        with torch.inference_mode(), self._only_what_is_asked():
             output = self.model.generate(
                 input_ids=input_ids.to(self.device),
                 attention_mask=mask.to(self.device),
-                max_new_tokens=max_new_tokens,
-                max_length=None,
-                use_cache=True,
-                num_beams=1,
-                repetition_penalty=1.0,
-                eos_token_id=self.end_tokens,
-                pad_token_id=pad,
+                generation_config=asked,
                 **stop,
-                **settings,
             )
         return [list(row) for row in output[:, longest:].tolist()]
 
@@ -133,6 +135,16 @@ class AnsweringModel(HFLM):  # type: ignore[misc]
         if stops:
             return text[: min(stops)], False
         return text, end is None
+
+    @contextmanager
+    def _only_what_is_asked(self) -> Iterator[None]:
+        # Whatever is not asked for would be taken from the model's own configuration.
+        own = self.model.generation_config
+        self.model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            self.model.generation_config = own
 
     @property
     def end_tokens(self) -> list[int]:

@@ -263,7 +263,7 @@ def load_language_model(settings: BaseModelSettings, *, cache: Path) -> Language
     tokenizer = _load_tokenizer(folder, settings.prompt_template)
     device, dtype = _device_and_dtype(settings)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -352,7 +352,8 @@ def _converted(gguf: Path, folder: Path) -> Path:
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    automatic: Any = AutoModelForCausalLM
+    model = automatic.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     partial = _partial(folder)

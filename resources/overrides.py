@@ -1,4 +1,4 @@
-"""Command-line overrides: a preset, a corpus or a benchmark file, written to the home's settings."""
+"""Command-line overrides: a preset, a corpus or a benchmark file, written to the home."""
 
 import os
 from pathlib import Path
@@ -46,7 +46,7 @@ def write_overrides(preset: str | None, corpus: str | None, evaluation: str | No
 
 
 def home_of(preset: str | None) -> Path:
-    """Returns the home of a preset, with its settings as they were last run, or those of the preset.
+    """Returns the home of a preset, with the settings of its last run, or the preset's own.
 
     Raises:
         SettingsError: there is no such preset.
@@ -83,8 +83,9 @@ def _existing_file(name: str, path: str) -> str:
 def _override_corpus(values: dict[str, Any], path: str) -> None:
     if values["corpus"].get("source") != "files":
         raise SettingsError(
-            f"CORPUS needs a preset whose corpus.source is files, got {values['corpus']['source']}; "
-            f"use PRESET=gsm8k, or write the columns into circuitseer.yaml"
+            f"CORPUS needs a preset whose corpus.source is files, got "
+            f"{values['corpus']['source']}; use PRESET=gsm8k, or write the columns into "
+            f"circuitseer.yaml"
         )
     values["corpus"]["paths"] = [path]
 

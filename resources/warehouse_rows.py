@@ -29,17 +29,18 @@ def append_rows(
     """
     _check_columns(connection, table, rows)
     connection.register("incoming", rows)
-    if table in SHARED_TABLES:
-        _refuse_changed(connection, table)
-        otherwise = "on conflict do nothing"
-    else:
+    is_shared = table in SHARED_TABLES
+    if not is_shared:
         _refuse_foreign(connection, table, owner)
-        otherwise = ""
     inserted = connection.execute(
-        f"insert into {table} by name select * from incoming {otherwise}"
+        f"insert into {table} by name select * from incoming "
+        f"{'on conflict do nothing' if is_shared else ''}"
     ).fetchall()
+    num_new = int(inserted[0][0])
+    if num_new < rows.num_rows:  # only then is there anything to compare in a large table
+        _refuse_changed(connection, table)
     connection.unregister("incoming")
-    return int(inserted[0][0])
+    return num_new
 
 
 def _check_columns(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> None:

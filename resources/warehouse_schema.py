@@ -27,6 +27,7 @@ OWNED_TABLES = {
 
 # Tables whose rows outlive every artifact, with their key and the columns that may never change.
 SHARED_TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "base_models": (("model_digest",), ()),
     "samples": (("sample_id",), ("prompt_id",)),
     "sample_lengths": (
         ("tokenizer_id", "sample_id"),

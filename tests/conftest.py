@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("CIRCUITSEER_SETTINGS", None)
 
-from circuitseer_assets.settings import PROJECT_ROOT  # noqa: E402
+from circuitseer_assets.settings import PROJECT_ROOT
 
 SMALL: dict[str, Any] = {
     "corpus": {"source": "word_problems", "num_samples": 200, "seed": 1},

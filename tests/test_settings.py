@@ -118,6 +118,14 @@ def test_the_environment_goes_before_the_home_and_the_home_before_the_checkout(
     assert settings_path(tmp_path) == tmp_path / "mine.yaml"
 
 
+def test_a_corpus_that_rewords_a_benchmark_is_refused_with_it(values: dict[str, Any]) -> None:
+    values["corpus"] = {"source": "reasoning_gym", "num_samples": 10}
+    values["decontamination"] = {"benchmarks": [{"task": "gsm8k", "path": "test.jsonl"}]}
+    values["evaluation"] = {"tasks": ["gsm8k"]}
+    with pytest.raises(SettingsError, match="its templates re-word GSM8K's test problems"):
+        parse_settings(values, origin="circuitseer.yaml")
+
+
 def test_a_slice_holds_every_default(values: dict[str, Any]) -> None:
     settings = parse_settings(values, origin="circuitseer.yaml")
     assert settings.slice("selection")["power"] == 1.0

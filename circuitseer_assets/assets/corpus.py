@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from circuitseer_assets.assets.slices import settings_key
 from circuitseer_assets.assets.stage import Made, StageRun
-from circuitseer_assets.errors import CorpusError
 from circuitseer_assets.method.corpus import curate_rows
 from circuitseer_assets.records import QuarantinedRow, Sample, artifact_id_of
 from circuitseer_assets.settings import Settings
@@ -60,12 +59,6 @@ def _read_corpus(settings: Settings, corpus_id: str, folder: Path) -> Made:
                 yield row
 
     write_samples(usable(), folder / "samples")
-    if not samples:
-        reasons = dict(Counter(row.reason for row in quarantined))
-        raise CorpusError(
-            f"corpus must hold at least one usable row, got none (quarantined: {reasons or 'none'}); "
-            f"check corpus.columns and the file"
-        )
     return Made(
         data=["samples"],
         summary={

@@ -16,10 +16,17 @@ from circuitseer_assets.assets.stage import Made, StageRun
 from circuitseer_assets.errors import CorpusError
 from circuitseer_assets.method.figures import (
     draw_head_heat_map,
-    format_heads_table,
     to_markdown_image,
 )
-from circuitseer_assets.records import HeadId, HeadRanking, Sample, TokenizedText, artifact_id_of
+from circuitseer_assets.method.tables import format_heads_table
+from circuitseer_assets.records import (
+    CONFIRMATION_LEVEL,
+    HeadId,
+    HeadRanking,
+    Sample,
+    TokenizedText,
+    artifact_id_of,
+)
 from circuitseer_assets.settings import Settings
 from resources.home import Home
 from resources.language_model import LanguageModel, load_language_model
@@ -132,7 +139,7 @@ def load_heads(folder: Path) -> RankedHeads:
 
 def _summarise(ranking: HeadRanking) -> dict[str, Any]:
     chosen = [row for row in ranking.importance if row.is_reasoning_head]
-    unconfirmed = [row for row in chosen if row.p_holm is None or row.p_holm > 0.05]
+    unconfirmed = [row for row in chosen if row.p_holm is None or row.p_holm > CONFIRMATION_LEVEL]
     image = draw_head_heat_map(ranking.importance, ranking.num_layers, ranking.num_heads)
     summary: dict[str, Any] = {
         "heat_map_md": to_markdown_image(image, "head importance, layer by head"),

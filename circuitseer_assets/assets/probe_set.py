@@ -29,7 +29,11 @@ from resources.sample_files import read_samples, write_samples
 
 CODE_VERSION = "1"
 PROBE_KINDS = ("ranking", "confirmation", "control")
-_DEPS = ["corpus", settings_key("probe_set"), settings_key("decontamination")]
+_DEPS: list[dg.AssetKey | str] = [
+    "corpus",
+    settings_key("probe_set"),
+    settings_key("decontamination"),
+]
 
 
 @dg.multi_asset(

@@ -16,10 +16,10 @@ from circuitseer_assets.assets.stage import Made, StageRun
 from circuitseer_assets.errors import CorpusError
 from circuitseer_assets.method.figures import (
     draw_score_against_length,
-    format_samples_table,
     spearman,
     to_markdown_image,
 )
+from circuitseer_assets.method.tables import format_samples_table
 from circuitseer_assets.records import SampleScore, TokenizedText, UnscoredSample, digest_of
 from circuitseer_assets.settings import Settings
 from resources.home import Home

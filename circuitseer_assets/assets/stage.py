@@ -75,8 +75,8 @@ class StageRun:
         seen = record.asset_observation
         if seen is None or seen.tags.get("dagster/data_version") != version.value:
             raise StaleSettingsError(
-                f"the settings slice {name} was changed after it was last observed; run `make run`, "
-                f"or materialise the group `settings` first"
+                f"the settings slice {name} was changed after it was last observed; run "
+                f"`make run`, or materialise the group `settings` first"
             )
 
     def parent(self, *key: str) -> Artifact:
@@ -93,7 +93,8 @@ class StageRun:
         artifact = self.home.warehouse.find_artifact(artifact_id)
         if artifact is None:
             raise ArtifactError(
-                f"{artifact_id}, the latest {name}, is not in the warehouse; materialise {name} again"
+                f"{artifact_id}, the latest {name}, is not in the warehouse; materialise {name} "
+                f"again"
             )
         self.home.artifacts.verify(artifact.stage, artifact_id)
         return artifact

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from circuitseer_assets.errors import ModelError
 from circuitseer_assets.method.attention import (
     AttentionCall,
+    decoder_of,
     ensure_supported,
     intercept_attention,
     uniform_output,
@@ -33,6 +34,8 @@ Ablation = AbstractSet[HeadId]
 
 _NORM_NAMES = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
 _LOGIT_ROWS = 128
+# On a CPU a larger batch leaves the cache and is slower for it.
+_CPU_BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,10 +72,10 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
         ModelError: the architecture is not supported.
     """
     shape = ensure_supported(model)
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     layers = getattr(decoder, "layers", None)
     norm = next((getattr(decoder, n) for n in _NORM_NAMES if hasattr(decoder, n)), None)
-    head = model.get_output_embeddings()
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if layers is None or norm is None or head is None:
         missing = "layers" if layers is None else "final norm" if norm is None else "output head"
         raise _cannot_restart(model, f"its {missing} cannot be found")
@@ -103,7 +106,7 @@ def run_clean(parts: DecoderParts, text: TokenizedText) -> CleanForward:
         hooks.callback(parts.layers[-1].register_forward_hook(after).remove)
         hooks.enter_context(intercept_attention(parts.model, lambda _, attend: attend()))
         ids = torch.tensor([text.input_ids], device=parts.model.device)
-        parts.model.get_decoder()(input_ids=ids, use_cache=False)
+        decoder_of(parts.model)(input_ids=ids, use_cache=False)
     loss = float(_loss_nats(parts, _hidden_of(outputs[0]), text)[0])
     return CleanForward(text, loss, tuple(inputs), tuple(kwargs))
 
@@ -133,6 +136,8 @@ def ablated_loss_nats(
     """
     starts = [min((head.layer for head in heads), default=0) for heads in ablations]
     order = sorted(range(len(ablations)), key=lambda i: starts[i])
+    if parts.model.device.type == "cpu":
+        max_batch_tokens = min(max_batch_tokens, _CPU_BATCH_TOKENS)
     size = max(1, max_batch_tokens // len(clean.text.input_ids))
     losses = [0.0] * len(ablations)
     for batch in _batches(order, starts, size):
@@ -237,7 +242,7 @@ def mean_head_outputs(parts: DecoderParts, texts: Sequence[TokenizedText]) -> Te
     with intercept_attention(parts.model, add):
         for text in texts:
             ids = torch.tensor([text.input_ids], device=parts.model.device)
-            parts.model.get_decoder()(input_ids=ids, use_cache=False)
+            decoder_of(parts.model)(input_ids=ids, use_cache=False)
     num_tokens = sum(len(text.input_ids) for text in texts)
     return torch.stack([totals[layer] for layer in range(parts.num_layers)]) / num_tokens
 

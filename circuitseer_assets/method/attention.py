@@ -137,6 +137,12 @@ AttentionInterface.register(IMPLEMENTATION, _attention_forward)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
+def decoder_of(model: PreTrainedModel) -> torch.nn.Module:
+    """Returns the model's body: what turns tokens into states, without the output head."""
+    decoder: torch.nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    return decoder
+
+
 @contextlib.contextmanager
 def intercept_attention(model: PreTrainedModel, interceptor: Interceptor) -> Iterator[None]:
     """Returns a context in which `interceptor` computes the model's attention.

@@ -10,17 +10,24 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import torch
-from datasets import Dataset
+from datasets import (
+    Dataset,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as hf_logging
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -94,16 +101,18 @@ def fine_tune(
     ended = _read_result(output_dir, identity)
     if ended is not None:
         return ended
-    trainer = _build_trainer(model, tokenizer, data.rows, settings, output_dir / "trainer")
-    trainer.add_callback(_Reporter(report))
-    trainer.add_callback(_WholeCheckpoints())
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(output_dir / "trainer", identity))
+    with _no_progress_bars():
+        trainer = _build_trainer(model, tokenizer, data.rows, settings, output_dir / "trainer")
+        trainer.add_callback(_Reporter(report))
+        trainer.add_callback(_WholeCheckpoints())
+        last = _last_whole_checkpoint(output_dir / "trainer", identity)
+        trainer.train(resume_from_checkpoint=last)
+        _save(trainer, tokenizer, settings, output_dir / "model")
     losses = tuple(
         (int(entry["step"]), float(entry["loss"]))
         for entry in trainer.state.log_history
         if "loss" in entry
     )
-    _save(trainer, tokenizer, settings, output_dir / "model")
     fine_tuning = FineTuning(
         losses=losses,
         num_steps=trainer.state.global_step,
@@ -325,6 +334,21 @@ def _first_and_final(losses: Sequence[float]) -> dict[str, float]:
         "first_loss_nats": sum(first) / len(first),
         "final_loss_nats": sum(final) / len(final),
     }
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    # `report` says how far the training is; a bar for every file written says nothing.
+    shown = hf_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    hf_logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown[0]:
+            hf_logging.enable_progress_bar()
+        if shown[1]:
+            enable_progress_bars()
 
 
 def _release_memory() -> None:

@@ -8,8 +8,6 @@ before it becomes Markdown.
 import base64
 import io
 import math
-import re
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitseer_assets.errors import CircuitSeerError
-from circuitseer_assets.records import HeadImportance
+from circuitseer_assets.method.tables import (
+    escape_text,
+    format_number,
+    format_signed,
+    is_confirmed,
+)
+from circuitseer_assets.records import MAX_LENGTH_CORRELATION, HeadImportance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,17 +32,8 @@ if TYPE_CHECKING:
 PassAt1 = tuple[str, str, float, float, float]
 """Task, model, Pass@1 and the ends of its 95 % interval, the three between 0 and 1."""
 
-SampleRow = tuple[int, str, float, int, str]
-"""Rank, sample id, score, number of tokens and text of one sample."""
-
-CONFIRMED_P = 0.05
-"""A chosen head is confirmed when its Holm-adjusted p is at most this."""
-
 DEMONSTRATION_HALF_WIDTH = 0.05
 """A Pass@1 whose interval reaches further than this is a demonstration, not evidence."""
-
-STRONG_CORRELATION = 0.6
-"""A score whose rank correlation with length is larger in size mostly measures length."""
 
 _DOTS_PER_INCH = 120
 _INK, _MUTED, _GRID, _BLANK = "#24292f", "#667079", "#e6e8eb", "#c9ced3"
@@ -93,7 +88,7 @@ def draw_head_heat_map(
     if num_layers <= _LAYERS_WITH_ROOM:
         for row in importance:
             colour = "white" if norm(abs(row.delta_loss_nats)) > 0.9 else _INK
-            text = _signed(row.delta_loss_nats, 3)
+            text = format_signed(row.delta_loss_nats, 3)
             at = (row.head.layer, row.head.head)
             axes.text(*at, text, ha="center", va="center", fontsize=7.5, color=colour)
     chosen = [row for row in importance if row.is_reasoning_head]
@@ -101,11 +96,12 @@ def draw_head_heat_map(
     _outline_heads(figure, axes, chosen, inset, has_blank=bool(np.isnan(delta).any()))
 
     bar = figure.colorbar(ScalarMappable(norm, palette), ax=axes, pad=0.015, aspect=18)
-    bar.set_ticks(ticks := _colour_ticks(threshold, limit), labels=[_short(x) for x in ticks])
+    bar.set_ticks(
+        ticks := _colour_ticks(threshold, limit), labels=[format_number(x) for x in ticks]
+    )
     bar.ax.set_ylim(min(np.nanmin(delta), -threshold), max(np.nanmax(delta), threshold))
-    _plain_bar(bar)
     beyond = "" if threshold == limit else f",\nlogarithmic beyond ±{threshold:g}"
-    bar.set_label(f"rise of the loss (nats a token){beyond}")
+    _plain_bar(bar, f"rise of the loss (nats a token){beyond}")
     _say(figure, *_heads_finding(importance, chosen, num_layers * num_heads))
     return _png(figure)
 
@@ -141,12 +137,11 @@ def draw_score_histogram(pool_scores: Sequence[float], subset_scores: Sequence[f
         _label_decades(axes.xaxis)
     axes.legend()
     middle_pool, middle_subset = float(np.median(pool)), float(np.median(subset))
-    finding = (
-        f"Median score: {_short(middle_subset)} in the subset, {_short(middle_pool)} in the pool"
-    )
+    in_subset, in_pool = format_number(middle_subset), format_number(middle_pool)
+    finding = f"Median score: {in_subset} in the subset, {in_pool} in the pool"
     if min(middle_pool, middle_subset) > 0:
         ratio = middle_subset / middle_pool
-        finding += f" ({_short(ratio)} times)" if round(ratio, 2) != 1 else " (the same)"
+        finding += f" ({format_number(ratio)} times)" if round(ratio, 2) != 1 else " (the same)"
     _say(figure, finding)
     return _png(figure)
 
@@ -190,9 +185,9 @@ def draw_score_against_length(
     finding = "The score hardly depends on length"
     if abs(rank_correlation) >= 0.1:
         direction = "rises" if rank_correlation > 0 else "falls"
-        strongly = "strongly " if abs(rank_correlation) > STRONG_CORRELATION else ""
+        strongly = "strongly " if abs(rank_correlation) > MAX_LENGTH_CORRELATION else ""
         finding = f"The score {direction} {strongly}with length"
-    finding += f": rank correlation {_signed(rank_correlation)}"
+    finding += f": rank correlation {format_signed(rank_correlation)}"
     _say(figure, finding, f"{x.size:,} samples")
     return _png(figure)
 
@@ -261,7 +256,7 @@ def draw_pass_at_1(summaries: Sequence[PassAt1]) -> bytes:
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.set(ylim=(len(tasks) - 0.5, -0.5), xlabel="Pass@1 with its 95 % interval")
-    axes.xaxis.set_major_formatter(lambda share, _: f"{_short(round(share * 100, 6))} %")
+    axes.xaxis.set_major_formatter(lambda share, _: f"{format_number(round(share * 100, 6))} %")
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.09)
     figure.legend(loc="outside lower left", ncols=len(models))
@@ -286,108 +281,6 @@ def colour_range(deltas: Sequence[float]) -> tuple[float, float]:
 def to_markdown_image(png: bytes, alt: str) -> str:
     """Returns Markdown that shows `png` without any other file: a data URI."""
     return f"![{escape_text(alt)}](data:image/png;base64,{base64.b64encode(png).decode()})"
-
-
-# Tables -------------------------------------------------------------------------------------------
-
-
-def format_heads_table(importance: Sequence[HeadImportance]) -> str:
-    """Returns a Markdown table of the chosen heads, the costliest first, with their evidence.
-
-    Raises:
-        CircuitSeerError: no head is chosen.
-    """
-    chosen = [row for row in importance if row.is_reasoning_head]
-    if not chosen:
-        raise CircuitSeerError(
-            f"importance must hold at least one chosen head, got none among {len(importance)}"
-        )
-    lines = []
-    for row in sorted(chosen, key=lambda row: (-row.delta_loss_nats, row.head)):
-        confirmed = "not tested"
-        if row.confirmed_delta_nats is not None:
-            confirmed = (
-                f"{_signed(row.confirmed_delta_nats, 4)} "
-                f"({_signed(row.ci_low, 4)} to {_signed(row.ci_high, 4)})"
-            )
-        control = row.delta_control_nats
-        cells = (
-            str(row.head),
-            _signed(row.delta_loss_nats, 4),
-            confirmed,
-            "not tested" if row.p_holm is None else f"{row.p_holm:.2g}",
-            "not tested" if control is None else _signed(control, 4),
-            "yes" if _is_confirmed(row) else "no",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(
-        (
-            "| layer.head | loss rise | on fresh probes (95 % interval) | Holm p "
-            "| on control texts | confirmed |",
-            "|---|---:|---:|---:|---:|---|",
-            *lines,
-            "",
-            "Rise of the loss when the head is ablated, in nats a token.",
-        )
-    )
-
-
-def format_samples_table(rows: Sequence[SampleRow], *, max_characters: int = 240) -> str:
-    """Returns a Markdown table of samples with the beginning of their text.
-
-    Where ranks skip, as between the highest and the lowest, a row of dots says so.
-    """
-    lines = []
-    last_rank = None
-    for rank, sample_id, score, num_tokens, text in rows:
-        if last_rank is not None and abs(rank - last_rank) > 1:
-            lines.append("| … | | | | |")
-        last_rank = rank
-        shown = escape_text(text, max_characters)
-        cells = (f"{rank:,}", _short(score), f"{num_tokens:,}", shown, escape_text(sample_id))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(
-        ("| rank | score | tokens | text | sample |", "|---:|---:|---:|---|---|", *lines)
-    )
-
-
-# Text ---------------------------------------------------------------------------------------------
-
-
-def escape_text(text: str, max_characters: int | None = None) -> str:
-    """Returns `text` as one line of Markdown that shows just its characters.
-
-    What could be markup becomes a character reference, which Markdown never reads as structure,
-    inside a table or out. Control codes show as U+FFFD; format characters (direction marks,
-    zero-width and tag characters) are left out. A word joiner keeps addresses from turning into
-    links. Longer texts are cut before escaping, at a word where one ends near, and say their size.
-    """
-    line = " ".join(text.split())
-    ending = ""
-    if max_characters is not None and len(line) > max_characters:
-        ending = f"… ({len(text):,} characters)"
-        head = line[:max_characters]
-        at_word = head.rfind(" ")
-        line = head[:at_word] if at_word > max_characters * 0.8 else head
-    shown = "".join(map(_visible, line)).strip()
-    shown = _ADDRESS.sub("\\g<0>\N{WORD JOINER}", shown)
-    return _BLOCK_START.sub(_reference, _MARKUP.sub(_reference, shown)) + ending
-
-
-_MARKUP = re.compile(r"[\\`*_\[\]<>&|~$]")
-_BLOCK_START = re.compile(r"^(?:[-+=:#]|\d+[.)])")
-_ADDRESS = re.compile(r":(?=//)|@|www(?=\.)", re.IGNORECASE)
-
-
-def _visible(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Cf":
-        return ""
-    return "\N{REPLACEMENT CHARACTER}" if category in ("Cc", "Cs") else character
-
-
-def _reference(match: re.Match[str]) -> str:
-    return f"{match[0][:-1]}&#{ord(match[0][-1])};"
 
 
 # Statistics ---------------------------------------------------------------------------------------
@@ -456,12 +349,12 @@ def _outline_heads(
     for row in chosen:
         corner = (row.head.layer - 0.5 + across, row.head.head - 0.5 + down)
         box = Rectangle(corner, 1 - 2 * across, 1 - 2 * down, fill=False, edgecolor=_INK)
-        box.set(linewidth=1.5, linestyle="-" if _is_confirmed(row) else dashed)
+        box.set(linewidth=1.5, linestyle="-" if is_confirmed(row) else dashed)
         axes.add_patch(box)
     keys = []
-    if any(_is_confirmed(row) for row in chosen):
+    if any(is_confirmed(row) for row in chosen):
         keys.append(Patch(fill=False, edgecolor=_INK, label="chosen, confirmed on fresh probes"))
-    if not all(_is_confirmed(row) for row in chosen):
+    if not all(is_confirmed(row) for row in chosen):
         keys.append(Patch(fill=False, edgecolor=_INK, ls=dashed, label="chosen, not confirmed"))
     if has_blank:
         keys.append(Patch(facecolor=_BLANK, label="not measured"))
@@ -484,11 +377,11 @@ def _draw_hexagons(figure: "Figure", axes: "Axes", x: Floats, y: Floats) -> None
     )
     bar = figure.colorbar(cells, ax=axes, pad=0.015, aspect=24)
     _label_decades(bar.ax.yaxis)
-    _plain_bar(bar)
-    bar.set_label("samples")
+    _plain_bar(bar, "samples")
 
 
-def _plain_bar(bar: "Colorbar") -> None:
+def _plain_bar(bar: "Colorbar", label: str) -> None:
+    bar.set_label(label, size=9, color=_INK)
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=8, colors=_MUTED, labelcolor=_INK)
     bar.outline.set_edgecolor(_GRID)
@@ -501,7 +394,7 @@ def _label_decades(axis: "Axis") -> None:
     low, high = axis.get_view_interval()
     subs = (1.0, 2.0, 5.0) if high / low < 2000 else (1.0,)
     axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -612,9 +505,9 @@ def _heads_finding(
     if worst.delta_loss_nats > 0:
         finding = (
             f"Ablating layer {worst.head.layer}, head {worst.head.head} costs most: "
-            f"{_short(worst.delta_loss_nats)} nats a token"
+            f"{format_number(worst.delta_loss_nats)} nats a token"
         )
-    num_confirmed = sum(_is_confirmed(row) for row in chosen)
+    num_confirmed = sum(is_confirmed(row) for row in chosen)
     return finding, (
         f"{len(chosen):,} of {num_heads:,} heads chosen, "
         f"{num_confirmed:,} of them confirmed on fresh probes"
@@ -630,7 +523,7 @@ def _pass_at_1_finding(summaries: Sequence[PassAt1], models: Sequence[str]) -> t
         before, after = (
             sum(values[task, model] for task in tasks) / len(tasks) * 100 for model in models
         )
-        gain = _signed(after - before, 1)
+        gain = format_signed(after - before, 1)
         finding = f"Pass@1: {before:.1f} % before, {after:.1f} % after ({gain} points)"
         if len(tasks) > 1:
             details.append(f"mean of {len(tasks)} tasks")
@@ -647,32 +540,7 @@ def _pass_at_1_finding(summaries: Sequence[PassAt1], models: Sequence[str]) -> t
     return finding, "; ".join(details)
 
 
-def _is_confirmed(row: HeadImportance) -> bool:
-    return row.p_holm is not None and row.p_holm <= CONFIRMED_P
-
-
 def _round_up(value: float) -> float:
     """Returns `value` with one significant digit, rounded up."""
     unit = 10.0 ** math.floor(math.log10(value))
     return math.ceil(round(value / unit, 6)) * unit
-
-
-def _short(value: float) -> str:
-    """Returns `value` with three significant digits, as people write it."""
-    size = abs(value)
-    if size >= 1000:
-        text = f"{value:,.0f}" if size < 1e6 else f"{value:.2e}"
-    elif size >= 0.001 or size == 0:
-        text = f"{value:.3g}"
-    else:
-        text = f"{value:.2e}"
-    if "e" in text:
-        digits, exponent = text.split("e")
-        superscript = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        digits = digits.rstrip("0").rstrip(".")
-        text = f"{digits}\N{MULTIPLICATION SIGN}10{superscript}"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _signed(value: float, digits: int = 2) -> str:
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")

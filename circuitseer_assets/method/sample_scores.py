@@ -22,6 +22,7 @@ from circuitseer_assets.method.attention import (
     AttentionCall,
     StopForward,
     attention_rows,
+    decoder_of,
     ensure_supported,
     intercept_attention,
     num_queries_seeing,
@@ -207,7 +208,7 @@ def _read(
         return attend()
 
     with intercept_attention(model, intercept):
-        model.get_decoder()(input_ids=ids.to(model.device), use_cache=False)
+        decoder_of(model)(input_ids=ids.to(model.device), use_cache=False)
     return _Received(torch.cat(attention, 1), torch.cat(counts, 1))
 
 
@@ -335,6 +336,6 @@ def find_retrieval_heads(
         return attend()
 
     with intercept_attention(model, intercept):
-        model.get_decoder()(input_ids=torch.cat([once, once], 1).to(model.device), use_cache=False)
+        decoder_of(model)(input_ids=torch.cat([once, once], 1).to(model.device), use_cache=False)
     ranked = sorted(scores, key=lambda head: (-scores[head], head))
     return tuple(sorted(ranked[:num_chosen]))

@@ -95,7 +95,8 @@ def fixture_artifacts() -> Iterator[tuple[Artifact, dict[str, pa.Table]]]:
         ("subset-1", ["sample_scores-1"], selection(fraction=0.5), subset_rows("1", "s2", "s4")),
         ("subset-2", ["sample_scores-1"], selection(samples=1), subset_rows("2", "s4")),
         ("checkpoint-1", ["subset-1"], {"training": {}}, checkpoint_rows()),
-        ("evaluation-1", ["checkpoint-1"], {"evaluation": {}}, outcome_rows()),
+        ("evaluation-0", [], {"evaluation": {}}, outcome_rows(0)),
+        ("evaluation-1", ["checkpoint-1", "evaluation-0"], {"evaluation": {}}, outcome_rows(1)),
     ]
     for hour, (artifact_id, parents, settings, rows) in enumerate(made):
         yield (
@@ -114,7 +115,7 @@ def fixture_artifacts() -> Iterator[tuple[Artifact, dict[str, pa.Table]]]:
 
 
 CORPUS = {"source": "files", "paths": ["a.jsonl", "b.jsonl"]}
-RANKING = {"head_ranking": {}, "base_model": {"source": "hub", "repo_id": "org/model"}, **MODEL}
+RANKING = {"head_ranking": {}, **MODEL}
 SCORING = {
     "scoring": {"reading": "attention_variance", "heads": "reasoning"},
     "scorer_id": "scorer-1",
@@ -176,6 +177,7 @@ def ranking_rows(
         }
         for (layer, head), (delta, chosen, p_holm) in heads.items()
     ]
+    model = {"model_digest": "model-digest", "source": "hub", "name": "org/model"}
     ranking = {
         "head_ranking_id": ranking_id,
         "num_layers": 2,
@@ -187,7 +189,11 @@ def ranking_rows(
         "joint_delta_random_nats": [0.1, 0.2],
         "joint_p_value": 1 / 3,
     }
-    return {"head_importance": importance, "head_rankings": [ranking]}
+    return {
+        "head_importance": importance,
+        "head_rankings": [ranking],
+        "base_models": [{**model, "revision": "abc"}],
+    }
 
 
 def length_rows() -> Rows:
@@ -232,12 +238,13 @@ def checkpoint_rows() -> Rows:
     return {"checkpoints": [checkpoint]}
 
 
-def outcome_rows() -> Rows:
+def outcome_rows(number: int) -> Rows:
+    """Returns the answers of the base model (0) or of the checkpoint (1)."""
     outcomes = [
         {
-            "evaluation_id": "evaluation-1",
-            "checkpoint_id": checkpoint_id,
-            "model_digest": "trained" if checkpoint_id else "model-digest",
+            "evaluation_id": f"evaluation-{number}",
+            "checkpoint_id": (None, "checkpoint-1")[number],
+            "model_digest": ("model-digest", "trained")[number],
             "task": task,
             "doc_id": doc_id,
             "repeat": repeat,
@@ -246,7 +253,6 @@ def outcome_rows() -> Rows:
         }
         for task, problems in ANSWERS.items()
         for doc_id, answers in problems.items()
-        for checkpoint_id, signs in zip((None, "checkpoint-1"), answers, strict=True)
-        for repeat, answer in enumerate(signs)
+        for repeat, answer in enumerate(answers[number])
     ]
     return {"evaluation_outcomes": outcomes}

@@ -56,6 +56,7 @@ def test_subset_lineage_names_everything_the_subset_stands_on(full_build) -> Non
         "subset_id": "subset-1",
         "num_samples": 2,
         "base_model": "org/model",
+        "base_model_revision": "abc",
         "model_digest": "model-digest",
         "tokenizer_id": "tokenizer-1",
         "num_reasoning_heads": 2,
@@ -153,6 +154,7 @@ def test_evaluation_summary_is_pass_at_1_of_each_model_and_task(full_build) -> N
         ("svamp", "checkpoint", "subset-1", 1.0, 0.0, 2),
     ]
     assert {row["num_repeats"] for row in rows} == {2}
+    assert [row["base_evaluation_id"] for row in rows] == [None, "evaluation-0"] * 2
 
 
 def test_evaluation_interval_is_wilsons_over_what_the_repeats_are_worth(full_build) -> None:
@@ -204,6 +206,10 @@ def test_staging_and_marts_lie_unqualified_beside_the_tables(full_build) -> None
             "subset_members_are_in_their_corpus",
         ),
         ("delete from artifacts where artifact_id = 'corpus-0'", "artifact_parents_are_recorded"),
+        (
+            "insert into unscored_samples values ('scorer-1', 's1', 'too_short', '')",
+            "unscored_samples_have_no_score",
+        ),
         ("delete from head_importance where layer = 1 and head = 1", "rankings_measure_every_head"),
         ("update head_importance set is_reasoning_head = false", "rankings_measure_every_head"),
         (

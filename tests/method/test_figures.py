@@ -26,11 +26,13 @@ from circuitseer_assets.method.figures import (
     draw_pass_at_1,
     draw_score_against_length,
     draw_score_histogram,
+    spearman,
+    to_markdown_image,
+)
+from circuitseer_assets.method.tables import (
     escape_text,
     format_heads_table,
     format_samples_table,
-    spearman,
-    to_markdown_image,
 )
 from circuitseer_assets.records import HeadId, HeadImportance
 

@@ -247,6 +247,13 @@ def test_another_score_for_the_same_sample_is_refused_and_a_rounding_is_not(
     ]
 
 
+def test_one_shard_with_two_scores_for_a_sample_is_refused(warehouse: Warehouse) -> None:
+    twice = pa.concat_tables([score_rows(a=1.0), score_rows(a=2.0)])
+    with pytest.raises(WarehouseError, match=r"sample_scores\.score must stay .* sample_id a, got"):
+        warehouse.append_scores("scorer", twice)
+    assert warehouse.append_scores("scorer", pa.concat_tables([score_rows(a=1.0)] * 2)) == 1
+
+
 # looking up ---------------------------------------------------------------------------------------
 
 
@@ -442,17 +449,43 @@ def test_warehouse_of_version_1_is_brought_up_to_date_with_its_rows(
 ) -> None:
     old = Warehouse(warehouse.path, migrations=version_1)
     old.record(made("subset-1"), {"subset_members": member_rows("subset-1", "a")})
+    assert old.query("from schema_migrations").num_rows == 1
+    rows = warehouse.query("from subset_members")  # by the code of today, which only reads
+    assert rows.to_pylist() == member_rows("subset-1", "a").to_pylist()
+    assert warehouse.query("from schema_migrations").num_rows == len(list_migrations())
+    assert warehouse.find_artifact("subset-1") is not None
+
+
+def test_migration_may_add_columns_to_tables_with_rows_and_keys(
+    warehouse: Warehouse, version_1: Path
+) -> None:
+    old = Warehouse(warehouse.path, migrations=version_1)
+    old.record(made("subset-1"), {"subset_members": member_rows("subset-1", "a")})
     (version_1 / "0002_why.sql").write_text(
         "alter table subset_members add column why varchar default 'drawn';"
         "create table notes (note varchar);"
     )
     newer = Warehouse(warehouse.path, migrations=version_1)
     assert newer.query("select why from subset_members").to_pylist() == [{"why": "drawn"}]
-    assert newer.find_artifact("subset-1") is not None
-    with pytest.raises(
-        WarehouseError, match=r"schema version must be at most 1 \(this code's\), got 2; use the ne"
+    assert newer.query("from notes").num_rows == 0
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_warehouse_of_a_newer_version_is_refused(
+    warehouse: Warehouse, version_1: Path, read_only: bool
+) -> None:
+    warehouse.migrate()
+    version = len(list_migrations())
+    older_code = Warehouse(warehouse.path, migrations=version_1)
+    message = (
+        rf"schema version must be at most 1 \(this code's\), got {version}; use the newer "
+        rf"CircuitSeer that wrote it, or another CIRCUITSEER_HOME"
+    )
+    with (
+        pytest.raises(WarehouseError, match=message),
+        older_code.connect(read_only=read_only),
     ):
-        Warehouse(warehouse.path).query("from artifacts")
+        pass
 
 
 def test_failing_migration_changes_nothing(warehouse: Warehouse, version_1: Path) -> None:

@@ -54,6 +54,15 @@ centred as (
             + pow(z_squared / (2 * num_effective_answers), 2)
         ) / (1 + z_squared / num_effective_answers) as half_width
     from sized
+),
+
+compared as (
+    select
+        artifact_id as evaluation_id,
+        arg_min(ancestor_id, distance) as base_evaluation_id
+    from {{ ref('artifact_lineage') }}
+    where stage = 'evaluation' and ancestor_stage = 'evaluation' and distance > 0
+    group by artifact_id
 )
 
 select
@@ -63,6 +72,7 @@ select
     case when centred.checkpoint_id is null then 'base_model' else 'checkpoint' end as answered_by,
     centred.model_digest,
     checkpoints.subset_id,
+    compared.base_evaluation_id,
     centred.num_problems,
     centred.num_repeats,
     centred.pass_at_1,
@@ -74,5 +84,6 @@ select
 from centred
 inner join {{ ref('stg_artifacts') }} as artifacts
     on centred.evaluation_id = artifacts.artifact_id
+left join compared on centred.evaluation_id = compared.evaluation_id
 left join {{ ref('stg_checkpoints') }} as checkpoints
     on centred.checkpoint_id = checkpoints.checkpoint_id

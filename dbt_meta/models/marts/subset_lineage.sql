@@ -43,16 +43,10 @@ members as (
 select
     subsets.artifact_id as subset_id,
     members.num_samples,
-    coalesce(
-        ranking.settings ->> '$.base_model.repo_id',
-        ranking.settings ->> '$.base_model.path',
-        ranking.settings ->> '$.base_model.package',
-        ranking.settings ->> '$.base_model.file'
-    ) as base_model,
-    coalesce(scores.settings ->> '$.model_digest', ranking.settings ->> '$.model_digest')
-        as model_digest,
-    coalesce(scores.settings ->> '$.tokenizer_id', ranking.settings ->> '$.tokenizer_id')
-        as tokenizer_id,
+    base_models.name as base_model,
+    base_models.revision as base_model_revision,
+    scores.settings ->> '$.model_digest' as model_digest,
+    scores.settings ->> '$.tokenizer_id' as tokenizer_id,
     heads.num_reasoning_heads,
     heads.reasoning_heads,
     scores.settings ->> '$.scorer_id' as scorer_id,
@@ -90,9 +84,9 @@ from subsets
 inner join ancestors on subsets.artifact_id = ancestors.subset_id
 left join members on subsets.artifact_id = members.subset_id
 left join heads on ancestors.head_ranking_id = heads.head_ranking_id
-left join {{ ref('stg_artifacts') }} as ranking
-    on ancestors.head_ranking_id = ranking.artifact_id
 left join {{ ref('stg_artifacts') }} as scores
     on ancestors.sample_scores_id = scores.artifact_id
+left join {{ ref('stg_base_models') }} as base_models
+    on (scores.settings ->> '$.model_digest') = base_models.model_digest
 left join {{ ref('stg_artifacts') }} as corpus
     on ancestors.corpus_id = corpus.artifact_id

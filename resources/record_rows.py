@@ -1,0 +1,49 @@
+"""Records as the warehouse's rows, where a table's columns are not the record's own fields."""
+
+from pathlib import PurePath
+
+import pyarrow as pa
+
+from circuitseer_assets.records import HeadRanking
+from circuitseer_assets.settings import BaseModelSettings, GgufModel, HubModel
+
+
+def base_model_rows(model_digest: str, settings: BaseModelSettings) -> pa.Table:
+    """Returns the row of `base_models`: what the settings call the model with this digest.
+
+    A hub's model is called by its id, a GGUF file by its own name, a folder by its path.
+    """
+    revision = None
+    if isinstance(settings, HubModel):
+        name, revision = settings.repo_id, settings.revision
+    elif isinstance(settings, GgufModel):
+        name = PurePath(settings.file).name
+    else:
+        name = settings.path
+    return pa.table(
+        {
+            "model_digest": [model_digest],
+            "source": [settings.source],
+            "name": [name],
+            "revision": pa.array([revision], pa.string()),
+        }
+    )
+
+
+def head_ranking_rows(head_ranking_id: str, ranking: HeadRanking) -> pa.Table:
+    """Returns the row of `head_rankings`: what a ranking says beyond its single heads."""
+    joint = ranking.joint
+    row = {
+        "head_ranking_id": head_ranking_id,
+        "num_layers": ranking.num_layers,
+        "num_heads": ranking.num_heads,
+        "clean_loss_nats": ranking.clean_loss_nats,
+        "clean_confirmation_loss_nats": ranking.clean_confirmation_loss_nats,
+        "clean_control_loss_nats": ranking.clean_control_loss_nats,
+        "boundary_gap_nats": ranking.boundary_gap_nats,
+        "split_half_overlap": ranking.split_half_overlap,
+        "joint_delta_chosen_nats": joint.delta_chosen_nats if joint else None,
+        "joint_delta_random_nats": list(joint.delta_random_nats) if joint else None,
+        "joint_p_value": joint.p_value if joint else None,
+    }
+    return pa.Table.from_pylist([row])

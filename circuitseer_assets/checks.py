@@ -10,8 +10,6 @@ from typing import Any
 import dagster as dg
 import pyarrow.parquet as pq
 
-from circuitseer_assets.assets.checkpoint import load_checkpoint
-from circuitseer_assets.assets.slices import settings_key
 from circuitseer_assets.method.decontamination import find_contaminated
 from circuitseer_assets.records import MAX_LENGTH_CORRELATION, Artifact
 from resources.benchmarks import load_problems
@@ -168,7 +166,7 @@ def subset_is_the_budget(context: dg.AssetCheckExecutionContext, home: Home) -> 
 
 @dg.asset_check(
     asset="pool",
-    additional_deps=["probe_set", "corpus", settings_key("decontamination")],
+    additional_deps=["probe_set", "corpus", dg.AssetKey(["settings", "decontamination"])],
     blocking=True,
 )
 def no_benchmark_problem_in_pool_or_probes(
@@ -201,10 +199,9 @@ def checkpoint_loads_and_its_loss_fell(
     context: dg.AssetCheckExecutionContext, home: Home
 ) -> dg.AssetCheckResult:
     """The checkpoint's weights can be read and are finite, and the training loss fell."""
-    _, folder = _latest(context, home, "checkpoint")
     summary = _summary(context, "checkpoint")
     first, final = float(summary["first_loss_nats"]), float(summary["final_loss_nats"])
-    model = home.tracking().model_folder(load_checkpoint(folder)["mlflow_model_uri"])
+    model = home.tracking().model_folder(str(summary["mlflow_model_uri"]))
     num_weights, num_bad = count_weights(model)
     return _result(
         num_weights > 0 and num_bad == 0 and final < first,

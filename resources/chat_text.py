@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from circuitseer_assets.errors import ModelError
@@ -14,7 +13,8 @@ if TYPE_CHECKING:
 # A stand-in for a text: no template changes it, no text holds it.
 _MARKER = "circuitseer-0f6b2d-marker"
 # Some templates tell the model today's date, and a score must be the same tomorrow.
-_TODAY = datetime(2024, 7, 26)
+_DATE = "26 Jul 2024"
+_SAME_DATE_EVER = f"{{%- macro strftime_now(format) -%}}{_DATE}{{%- endmacro -%}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,8 @@ def _render(
             chat,
             tokenize=False,
             add_generation_prompt=not answer,
-            date_string=_TODAY.strftime("%d %b %Y"),
-            strftime_now=_TODAY.strftime,
+            chat_template=_SAME_DATE_EVER + tokenizer.get_chat_template(),
+            date_string=_DATE,
         )
     except (jinja2.TemplateError, ValueError, TypeError) as error:
         roles = ", ".join(message.role for message in messages)

@@ -110,7 +110,7 @@ class AnsweringModel(HFLM):  # type: ignore[misc]
             stop["stopping_criteria"] = stop_sequences_criteria(
                 self.tokenizer, until, longest, len(prompts)
             )
-        asked = GenerationConfig(
+        asked = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=max_new_tokens,
             eos_token_id=self.end_tokens,
             pad_token_id=pad,
@@ -140,7 +140,7 @@ class AnsweringModel(HFLM):  # type: ignore[misc]
     def _only_what_is_asked(self) -> Iterator[None]:
         # Whatever is not asked for would be taken from the model's own configuration.
         own = self.model.generation_config
-        self.model.generation_config = GenerationConfig()
+        self.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         try:
             yield
         finally:

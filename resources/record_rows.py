@@ -1,5 +1,6 @@
 """Records as the warehouse's rows, where a table's columns are not the record's own fields."""
 
+from dataclasses import asdict
 from pathlib import PurePath
 
 import pyarrow as pa
@@ -47,3 +48,12 @@ def head_ranking_rows(head_ranking_id: str, ranking: HeadRanking) -> pa.Table:
         "joint_p_value": joint.p_value if joint else None,
     }
     return pa.Table.from_pylist([row])
+
+
+def head_importance_rows(head_ranking_id: str, ranking: HeadRanking) -> pa.Table:
+    """Returns the rows of `head_importance`: one for every head of the model."""
+    rows = []
+    for importance in ranking.importance:
+        values = asdict(importance)
+        rows.append({"head_ranking_id": head_ranking_id, **values.pop("head"), **values})
+    return pa.Table.from_pylist(rows)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 UI_BASE = "http://127.0.0.1:5000"
 
+# Set before MLflow is imported, and only where the user has not: tell nobody, and do not try for
+# minutes to reach a server that is down.
+_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
 _MAX_PARAMS = 100
 _MAX_PARAM_LENGTH = 6000
 _MAX_DIGEST_LENGTH = 36
@@ -90,10 +93,10 @@ class Tracking:
             ArtifactError: the URI leads to no model, or its files are gone.
             TrackingError: the store cannot be reached.
         """
-        import mlflow.artifacts
-        from mlflow.exceptions import MlflowException
-
         with self._reaching(f"fetch {model_uri}"), _tracking_uri(self.uri):
+            import mlflow.artifacts
+            from mlflow.exceptions import MlflowException
+
             try:
                 folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri)) / "model"
             except (MlflowException, OSError) as error:
@@ -109,7 +112,6 @@ class Tracking:
         return folder
 
     def _client(self) -> "MlflowClient":
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri)
@@ -128,7 +130,8 @@ class Tracking:
 
     @contextmanager
     def _reaching(self, purpose: str) -> Iterator[None]:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         from mlflow.exceptions import MlflowException
 
         try:
@@ -203,8 +206,6 @@ class TrackedRun:
         Raises:
             TrackingError: the store cannot be reached, or refuses the model.
         """
-        import mlflow.transformers
-
         kept = {key: str(value) for key, value in (tags or {}).items() if value is not None}
         with (
             self.tracking._reaching("log a checkpoint"),
@@ -212,6 +213,8 @@ class TrackedRun:
             _quiet("mlflow.transformers"),
             _pipeline_classes(),
         ):
+            import mlflow.transformers
+
             # Made here, with its experiment: MLflow would put it into its default one.
             model = self.tracking._client().create_logged_model(
                 self.experiment_id, name="checkpoint", source_run_id=self.run_id, tags=kept

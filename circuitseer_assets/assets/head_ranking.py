@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from circuitseer_assets.assets.probe_set import PROBE_KINDS
@@ -30,6 +29,7 @@ from circuitseer_assets.records import (
 from circuitseer_assets.settings import Settings
 from resources.home import Home
 from resources.language_model import LanguageModel, load_language_model
+from resources.record_rows import base_model_rows, head_importance_rows, head_ranking_rows
 from resources.sample_files import read_samples
 
 CODE_VERSION = "1"
@@ -84,13 +84,17 @@ def _rank(
         max_batch_tokens=settings.execution.max_batch_tokens,
         report_progress=report_progress,
     )
-    rows = importance_rows(ranking_id, ranking)
+    rows = head_importance_rows(ranking_id, ranking)
     pq.write_table(rows, folder / "head_importance.parquet")
     (folder / "head_ranking.json").write_text(json.dumps(asdict(ranking), indent=1))
     return Made(
         data=["head_importance.parquet"],
         summary=_summarise(ranking),
-        rows={"head_importance": rows},
+        rows={
+            "head_importance": rows,
+            "head_rankings": head_ranking_rows(ranking_id, ranking),
+            "base_models": base_model_rows(base_model.model_digest, settings.base_model),
+        },
     )
 
 
@@ -109,16 +113,6 @@ def _tokenize_probes(base_model: LanguageModel, probes: Path, kind: str) -> list
 def tokenize_sample(base_model: LanguageModel, sample: Sample) -> TokenizedText:
     """Returns the sample's prompt and response as the model reads them."""
     return base_model.tokenize(sample.sample_id, sample.messages, sample.response)
-
-
-def importance_rows(ranking_id: str, ranking: HeadRanking) -> pa.Table:
-    """Returns the warehouse's rows: one for every head of the model."""
-    rows = []
-    for row in ranking.importance:
-        values = asdict(row)
-        head = values.pop("head")
-        rows.append({"head_ranking_id": ranking_id, **head, **values})
-    return pa.Table.from_pylist(rows)
 
 
 @dataclass(frozen=True)

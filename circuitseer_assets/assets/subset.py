@@ -1,5 +1,6 @@
 """Stage subset: scores become weights, and the budget is drawn in proportion to them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from circuitseer_assets.assets.slices import settings_key
-from circuitseer_assets.assets.stage import Made, StageRun
+from circuitseer_assets.assets.stage import Made, Materialised, StageRun
 from circuitseer_assets.method.figures import draw_score_histogram, to_markdown_image
 from circuitseer_assets.method.subset import summarize_draw
 from circuitseer_assets.method.weights import (
-    LengthStratum,
     freeze_strata,
     strata_from_table,
     strata_table,
     weigh_samples,
 )
 from circuitseer_assets.records import Artifact, artifact_id_of
-from circuitseer_assets.settings import SelectionSettings
 from resources.draw import draw_subset
 from resources.home import Home
 
 CODE_VERSION = "1"
+STRATA_FILE = "length_strata.parquet"
 
 
 @dg.asset(
@@ -40,21 +40,33 @@ def subset(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResul
     scores = run.parent("sample_scores")
     identity = {"selection": run.settings.slice("selection")}
     subset_id = artifact_id_of("subset", identity, [scores.artifact_id], CODE_VERSION)
+    strata = [] if run.settings.selection.debias == "none" else [_freeze_strata(run, scores)]
     done = run.reuse_or_make(
         "subset",
         identity,
         [scores],
-        lambda folder: _draw(run, scores, subset_id, folder),
+        lambda folder: _draw(run, scores, strata, subset_id, folder),
         code_version=CODE_VERSION,
+        also_from=[frozen.artifact for frozen in strata],
     )
     command = f"circuitseer export {subset_id} --format jsonl"
     return run.result(done, export=dg.MetadataValue.text(command))
 
 
-def _draw(run: StageRun, scores: Artifact, subset_id: str, folder: Path) -> Made:
+def _draw(
+    run: StageRun,
+    scores: Artifact,
+    strata: Sequence[Materialised],
+    subset_id: str,
+    folder: Path,
+) -> Made:
     selection = run.settings.selection
-    pool = pq.read_table(run.folder(scores) / "scores.parquet")
-    pool = weigh_samples(pool, selection, _strata(run, scores, selection, pool))
+    frozen = [pq.read_table(done.folder / STRATA_FILE) for done in strata]
+    pool = weigh_samples(
+        _read_scores(run, scores),
+        selection,
+        strata_from_table(frozen[0]) if frozen else (),
+    )
     members = draw_subset(pool, selection)
     pq.write_table(members, folder / "subset_members.parquet")
     image = draw_score_histogram(pool["score"].to_pylist(), members["score"].to_pylist())
@@ -72,22 +84,17 @@ def _draw(run: StageRun, scores: Artifact, subset_id: str, folder: Path) -> Made
     )
 
 
-def _strata(
-    run: StageRun, scores: Artifact, selection: SelectionSettings, pool: pa.Table
-) -> tuple[LengthStratum, ...]:
-    """Returns the length strata of this scorer, frozen at its first draw."""
-    if selection.debias == "none":
-        return ()
+def _freeze_strata(run: StageRun, scores: Artifact) -> Materialised:
+    """Returns the length strata of this scorer, as they were at its first draw."""
 
     def freeze(folder: Path) -> Made:
-        pq.write_table(strata_table(freeze_strata(pool)), folder / "length_strata.parquet")
-        return Made(data=["length_strata.parquet"])
+        strata = freeze_strata(_read_scores(run, scores))
+        pq.write_table(strata_table(strata), folder / STRATA_FILE)
+        return Made(data=[STRATA_FILE], summary={"num_strata": len(strata)})
 
-    frozen = run.reuse_or_make(
-        "length_strata",
-        {"scorer_id": scores.settings["scorer_id"]},
-        [],
-        freeze,
-        code_version=CODE_VERSION,
-    )
-    return strata_from_table(pq.read_table(frozen.folder / "length_strata.parquet"))
+    scorer = {"scorer_id": scores.settings["scorer_id"]}
+    return run.reuse_or_make("length_strata", scorer, [], freeze, code_version=CODE_VERSION)
+
+
+def _read_scores(run: StageRun, scores: Artifact) -> pa.Table:
+    return pq.read_table(run.folder(scores) / "scores.parquet")

@@ -6,45 +6,33 @@ long is known and returned, and so that a prompt has exactly the tokens it has i
 
 import gc
 import json
-import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub.constants
 import torch
-from datasets import (
-    Dataset,
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
-from peft import LoraConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_callback import PrinterCallback
-from transformers.utils import logging as hf_logging
-from trl.trainer.sft_config import SFTConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import SFTTrainer
 
-from circuitseer_assets.errors import ModelError
-from circuitseer_assets.method.training_rows import TrainingRow, tokenize_samples
+from circuitseer_assets.method.trainer import (
+    WHOLE_MARK,
+    Report,
+    Reporter,
+    WholeCheckpoints,
+    build_trainer,
+    no_progress_bars,
+)
+from circuitseer_assets.method.training_rows import tokenize_samples
 from circuitseer_assets.records import Sample, digest_of
-from circuitseer_assets.settings import Lora, TrainingSettings
+from circuitseer_assets.settings import TrainingSettings
 
 CODE_VERSION = "1"
 """Counts up whenever the same inputs would give another checkpoint."""
 
-_WHOLE = "whole"
 _RESULT = "fine_tuning.json"
-
-logger = logging.getLogger(__name__)
-
-Report = Callable[[int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +89,10 @@ def fine_tune(
     ended = _read_result(output_dir, identity)
     if ended is not None:
         return ended
-    with _no_progress_bars():
-        trainer = _build_trainer(model, tokenizer, data.rows, settings, output_dir / "trainer")
-        trainer.add_callback(_Reporter(report))
-        trainer.add_callback(_WholeCheckpoints())
+    with no_progress_bars():
+        trainer = build_trainer(model, tokenizer, data.rows, settings, output_dir / "trainer")
+        trainer.add_callback(Reporter(report))
+        trainer.add_callback(WholeCheckpoints())
         last = _last_whole_checkpoint(output_dir / "trainer", identity)
         trainer.train(resume_from_checkpoint=last)
         _save(trainer, tokenizer, settings, output_dir / "model")
@@ -131,127 +119,12 @@ def fine_tune(
     return fine_tuning
 
 
-# the trainer --------------------------------------------------------------------------------------
-
-
 def count_steps(num_samples: int, settings: TrainingSettings) -> int:
     """Returns the number of optimiser steps that training on `num_samples` takes."""
     if settings.max_steps is not None:
         return settings.max_steps
     batches = math.ceil(num_samples / settings.batch_size)
     return math.ceil(settings.epochs * math.ceil(batches / settings.gradient_accumulation_steps))
-
-
-class _Reporter(TrainerCallback):
-    """Passes every logged step on, and stops a training whose loss is no number."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Reports one step."""
-        metrics = {
-            name: float(value)
-            for name, value in kwargs["logs"].items()
-            if isinstance(value, int | float)
-        }
-        if "loss" not in metrics:
-            return
-        if not math.isfinite(metrics["loss"]):
-            raise ModelError(
-                f"the training loss must be a number, got {metrics['loss']} at step "
-                f"{state.global_step}; lower training.learning_rate or training.max_grad_norm"
-            )
-        self._report(state.global_step, metrics)
-
-
-class _WholeCheckpoints(TrainerCallback):
-    """Marks a trainer checkpoint once all its files are written."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Marks the checkpoint just written."""
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
-
-
-def _build_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[TrainingRow],
-    settings: TrainingSettings,
-    folder: Path,
-) -> SFTTrainer:
-    # All weights train in float32, under autocast where asked; frozen ones need no such precision.
-    frozen_in_bfloat16 = settings.lora is not None and settings.dtype == "bfloat16"
-    module: torch.nn.Module = model
-    module.to(dtype=torch.bfloat16 if frozen_in_bfloat16 else torch.float32)
-    module.requires_grad_(settings.lora is None)
-    # TRL tells the hub of every trainer that is built, unless this is set.
-    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-    trainer = SFTTrainer(
-        model=model,
-        args=_trainer_settings(model, settings, folder),
-        train_dataset=Dataset.from_dict(
-            {
-                "input_ids": [list(row.input_ids) for row in rows],
-                "completion_mask": [
-                    [int(i >= row.response_start) for i in range(len(row.input_ids))]
-                    for row in rows
-                ],
-            }
-        ),
-        processing_class=tokenizer,
-        peft_config=_lora_config(settings.lora),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _trainer_settings(
-    model: PreTrainedModel, settings: TrainingSettings, folder: Path
-) -> SFTConfig:
-    on_cpu = model.device.type == "cpu"
-    return SFTConfig(
-        output_dir=str(folder),
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        activation_checkpointing=settings.gradient_checkpointing,
-        bf16=settings.dtype == "bfloat16",
-        seed=settings.seed,
-        data_seed=settings.seed,
-        use_cpu=on_cpu,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=not on_cpu,
-        max_length=settings.max_length,
-        completion_only_loss=True,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=settings.save_interval_steps,
-        # Two, so that the older one is only removed after the newer one is marked as whole.
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
-def _lora_config(lora: Lora | None) -> LoraConfig | None:
-    if lora is None:
-        return None
-    modules = lora.target_modules
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=modules if isinstance(modules, str) else list(modules),
-    )
 
 
 # files --------------------------------------------------------------------------------------------
@@ -271,7 +144,7 @@ def _last_whole_checkpoint(folder: Path, identity: str) -> str | None:
         return None
     whole: list[Path] = []
     for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / _WHOLE).is_file():
+        if (checkpoint / WHOLE_MARK).is_file():
             whole.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
@@ -321,7 +194,7 @@ def _weights_digest(model: PreTrainedModel) -> str:
     """Returns a digest of a few values of every weight: enough to tell two models apart."""
     return digest_of(
         [
-            [name, list(weight.shape), weight.detach().flatten()[:8].float().tolist()]
+            [name, list(weight.shape), weight.flatten()[:8].float().cpu().numpy().tobytes().hex()]
             for name, weight in model.state_dict().items()
         ]
     )
@@ -334,21 +207,6 @@ def _first_and_final(losses: Sequence[float]) -> dict[str, float]:
         "first_loss_nats": sum(first) / len(first),
         "final_loss_nats": sum(final) / len(final),
     }
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    # `report` says how far the training is; a bar for every file written says nothing.
-    shown = hf_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    hf_logging.disable_progress_bar()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown[0]:
-            hf_logging.enable_progress_bar()
-        if shown[1]:
-            enable_progress_bars()
 
 
 def _release_memory() -> None:

@@ -92,6 +92,36 @@ def test_subset_lineage_names_everything_the_subset_stands_on(full_build) -> Non
     assert second["budget_fraction"] is None
 
 
+@pytest.mark.parametrize(
+    ("corpus", "name"),
+    [
+        ({"source": "hub", "repo_id": "org/set", "revision": "abc"}, "org/set"),
+        ({"source": "reasoning_gym", "dataset": "gsm_symbolic"}, "gsm_symbolic"),
+        ({"source": "word_problems"}, "word_problems"),
+    ],
+)
+def test_subset_lineage_names_the_corpus(full_build, tmp_path: Path, corpus, name: str) -> None:
+    with connect_to_copy(full_build, tmp_path) as connection:
+        connection.execute(
+            "update artifacts set settings = ? where artifact_id = 'corpus-1'",
+            [json.dumps({"corpus": corpus})],
+        )
+        sql = compiled_sql(full_build, "subset_lineage")
+        found = connection.execute(f"select distinct corpus_name from ({sql})").fetchall()
+    assert found == [(name,)]
+
+
+def connect_to_copy(build, folder: Path) -> duckdb.DuckDBPyConnection:
+    copy = folder / "warehouse.duckdb"  # the file's name is part of what dbt compiles
+    shutil.copyfile(build.warehouse.path, copy)
+    return duckdb.connect(str(copy))
+
+
+def compiled_sql(build, name: str) -> str:
+    (path,) = (p for p in build.target.rglob(f"compiled/**/{name}.sql") if p.is_file())
+    return path.read_text()
+
+
 def test_artifact_lineage_takes_the_shortest_way(full_build) -> None:
     rows = full_build.rows("from artifact_lineage where artifact_id = 'subset-1'")
     assert {row["ancestor_id"]: row["distance"] for row in rows} == {
@@ -224,13 +254,8 @@ def test_staging_and_marts_lie_unqualified_beside_the_tables(full_build) -> None
     ],
 )
 def test_broken_invariant_is_found(full_build, tmp_path: Path, harm: str, test: str) -> None:
-    copy = tmp_path / "warehouse.duckdb"
-    shutil.copyfile(full_build.warehouse.path, copy)
-    (compiled,) = (
-        path for path in full_build.target.rglob(f"compiled/**/{test}.sql") if path.is_file()
-    )
-    with duckdb.connect(str(copy)) as connection:
-        sql = compiled.read_text()
+    sql = compiled_sql(full_build, test)
+    with connect_to_copy(full_build, tmp_path) as connection:
         assert connection.execute(sql).fetchall() == []
         connection.execute(harm)
         assert connection.execute(sql).fetchall() != []

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from circuitseer_assets.errors import ModelError, SettingsError
-from circuitseer_assets.method.checkpoint import FineTuning, _build_trainer, count_steps, fine_tune
+from circuitseer_assets.method.checkpoint import FineTuning, count_steps, fine_tune
+from circuitseer_assets.method.trainer import build_trainer
 from circuitseer_assets.method.training_rows import tokenize_sample, tokenize_samples
 from circuitseer_assets.method.word_problems import generate_problems
 from circuitseer_assets.records import Message, Sample
@@ -141,7 +142,7 @@ def test_no_prompt_position_carries_loss_and_the_end_of_turn_does(
     tokenizer: PreTrainedTokenizerBase, samples: list[Sample], tmp_path: Path
 ) -> None:
     rows = tokenize_samples(tokenizer, samples, SETTINGS, prompt_template=None).rows
-    trainer = _build_trainer(make_model(), tokenizer, rows, SETTINGS, tmp_path)
+    trainer = build_trainer(make_model(), tokenizer, rows, SETTINGS, tmp_path)
     assert len(trainer.train_dataset) == len(rows)
     for row, example in zip(rows, trainer.train_dataset, strict=True):
         start = row.response_start
@@ -150,14 +151,17 @@ def test_no_prompt_position_carries_loss_and_the_end_of_turn_does(
         assert example["labels"][-1] == tokenizer.eos_token_id
 
 
-def test_accumulated_batches_train_like_one_large_batch(
+def test_accumulation_and_recomputed_activations_change_no_weight(
     train: Callable[..., FineTuning], tmp_path: Path
 ) -> None:
     train(tmp_path / "large", batch_size=8, max_steps=3)
     train(tmp_path / "small", batch_size=2, gradient_accumulation_steps=4, max_steps=3)
+    train(tmp_path / "again", batch_size=8, max_steps=3, gradient_checkpointing=True)
     large, small = weights(tmp_path / "large"), weights(tmp_path / "small")
+    again = weights(tmp_path / "again")
     for name in large:
         assert torch.allclose(large[name], small[name], atol=1e-4), name
+        assert torch.allclose(large[name], again[name], atol=1e-6), name
 
 
 def test_training_lowers_the_loss(train: Callable[..., FineTuning], tmp_path: Path) -> None:
@@ -300,16 +304,18 @@ def kill_at(step: int) -> Callable[[int, Mapping[str, float]], None]:
     return report
 
 
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4)])
 def test_a_killed_training_resumes_and_ends_with_the_same_weights(
-    train: Callable[..., FineTuning], tmp_path: Path
+    train: Callable[..., FineTuning], tmp_path: Path, lora: Lora | None
 ) -> None:
-    whole = train(tmp_path / "whole", save_interval_steps=2)
+    whole = train(tmp_path / "whole", save_interval_steps=2, lora=lora)
     with pytest.raises(Killed):
-        train(tmp_path / "killed", save_interval_steps=2, report=kill_at(5))
+        train(tmp_path / "killed", save_interval_steps=2, lora=lora, report=kill_at(5))
     reported: list[int] = []
     resumed = train(
         tmp_path / "killed",
         save_interval_steps=2,
+        lora=lora,
         report=lambda step, metrics: reported.append(step),
     )
     assert reported == [5, 6]
@@ -334,6 +340,21 @@ def test_a_torn_trainer_checkpoint_is_not_resumed_from(
         report=lambda step, metrics: reported.append(step),
     )
     assert reported == [3, 4, 5, 6]
+    assert same_weights(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_training_killed_while_it_saves_repeats_no_step(
+    train: Callable[..., FineTuning], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    whole = train(tmp_path / "whole", save_interval_steps=4)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("circuitseer_assets.method.checkpoint._save", killed)
+        train(tmp_path / "killed", save_interval_steps=4)
+    resumed = train(tmp_path / "killed", save_interval_steps=4, report=kill_at(6))
+    assert resumed.losses == whole.losses
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
 
 

@@ -1,6 +1,5 @@
 """The warehouse: whole transactions, short openings, one schema that grows by migrations."""
 
-import multiprocessing
 import os
 import re
 import signal
@@ -397,22 +396,22 @@ with warehouse.connect() as connection:
     assert rows == [{"corpus_id": "whole"}]
 
 
-def append_in_process(path: Path, first: int) -> None:
-    warehouse = Warehouse(path)
-    for number in range(first, first + 5):
-        warehouse.append_scores("scorer", score_rows(**{f"s{number}": 1.0}))
-
-
 def test_writers_at_the_same_time_lose_nothing(warehouse: Warehouse) -> None:
-    context = multiprocessing.get_context("fork")
+    program = """
+import sys
+from pathlib import Path
+import pyarrow as pa
+from resources.warehouse import Warehouse
+warehouse, first = Warehouse(Path(sys.argv[1])), int(sys.argv[2])
+for number in range(first, first + 5):
+    row = {"sample_id": f"s{number}", "score": 1.0, "num_tokens": 9}
+    warehouse.append_scores("scorer", pa.Table.from_pylist([row]))
+"""
     writers = [
-        context.Process(target=append_in_process, args=(warehouse.path, first)) for first in (0, 3)
+        subprocess.Popen([sys.executable, "-c", program, str(warehouse.path), str(first)])
+        for first in (0, 3)
     ]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
     assert warehouse.scored_sample_ids("scorer") == {f"s{number}" for number in range(8)}
 
 

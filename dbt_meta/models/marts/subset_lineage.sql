@@ -67,7 +67,7 @@ select
     coalesce(
         corpus.settings ->> '$.corpus.repo_id',
         corpus.settings ->> '$.corpus.dataset',
-        array_to_string(corpus.settings ->> '$.corpus.paths[*]', ', '),
+        nullif(array_to_string(corpus.settings ->> '$.corpus.paths[*]', ', '), ''),
         corpus.settings ->> '$.corpus.source'
     ) as corpus_name,
     corpus.settings ->> '$.corpus.revision' as corpus_revision,

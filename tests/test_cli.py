@@ -1,0 +1,156 @@
+"""The command line: what it refuses ends in one sentence, status 2, and nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from circuitseer_assets.errors import SettingsError
+from resources.overrides import home_of, write_overrides
+from tests.conftest import small_settings, write_settings
+
+CIRCUITSEER = str(Path(sys.executable).with_name("circuitseer"))
+
+
+def circuitseer(home: Path, *arguments: str, **environment: str) -> Any:
+    return subprocess.run(
+        [CIRCUITSEER, *arguments],
+        env={**os.environ, "CIRCUITSEER_HOME": str(home), "COLUMNS": "500", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    monkeypatch.setenv("CIRCUITSEER_HOME", str(folder))
+    monkeypatch.delenv("CIRCUITSEER_SETTINGS", raising=False)
+    return folder
+
+
+def gsm8k_file(folder: Path, name: str, rows: list[dict[str, Any]]) -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+ROW = {"question": "Tom has 2 pears and eats one. How many are left?", "answer": "2-1=1\n#### 1"}
+
+
+def test_overrides_are_written_to_the_home_and_are_then_in_use(home: Path, tmp_path: Path) -> None:
+    train = gsm8k_file(tmp_path, "train.jsonl", [ROW])
+    test = gsm8k_file(tmp_path, "test.jsonl", [ROW])
+    assert write_overrides("gsm8k", train, test) == home
+    written = yaml.safe_load((home / "settings.yaml").read_text())
+    assert written["corpus"]["paths"] == [train]
+    assert written["decontamination"]["benchmarks"][0]["path"] == test
+    before = (home / "settings.yaml").read_bytes()
+    assert home_of("gsm8k") == home
+    assert (home / "settings.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("preset", "corpus", "evaluation", "message"),
+    [
+        ("gsm9k", None, None, "PRESET must be one of gsm8k, paper, paper-1gpu, .* got 'gsm9k'"),
+        ("../tiny", None, None, "PRESET must be one of"),
+        ("gsm8k", "no/such.jsonl", None, "CORPUS must be an existing file, got 'no/such.jsonl'"),
+        ("gsm8k", None, "no/such.jsonl", "EVAL must be an existing file, got 'no/such.jsonl'"),
+        ("tiny", __file__, None, "CORPUS needs a preset whose corpus.source is files"),
+    ],
+)
+def test_a_bad_override_leaves_nothing(
+    home: Path, preset: str, corpus: str | None, evaluation: str | None, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        write_overrides(preset, corpus, evaluation)
+    assert not home.exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"selection": {"budget": {"samples": 0}}}, "selection.budget.samples: "),
+        (
+            {"base_model": {"source": "local", "path": "models/none"}},
+            "base_model.path must be a folder",
+        ),
+        (
+            {
+                "base_model": {"source": "hub", "repo_id": "no/model", "revision": "0" * 40},
+            },
+            "cannot be had from the Hugging Face hub",
+        ),
+        (
+            {
+                "corpus": {
+                    "source": "files",
+                    "paths": ["no/such.jsonl"],
+                    "columns": {"prompt": "question", "response": "answer"},
+                }
+            },
+            "no/such.jsonl",
+        ),
+    ],
+    ids=["bad-setting", "missing-model", "unreachable-hub", "missing-file"],
+)
+def test_what_cannot_be_run_ends_in_one_sentence(
+    home: Path, changes: dict[str, Any], message: str
+) -> None:
+    home.mkdir()
+    write_settings(home, {**small_settings(), **changes})
+    done = circuitseer(home, "run")
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("circuitseer: ")
+    assert message in last
+    assert "Traceback" not in done.stderr
+    artifacts = home / "artifacts"
+    assert not [path for path in artifacts.rglob("*") if path.name.endswith(".tmp")]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("content", "columns", "message"),
+    [
+        ("", {"prompt": "question", "response": "answer"}, "usable row"),
+        (json.dumps(ROW) + "\n", {"prompt": "problem", "response": "answer"}, "problem"),
+    ],
+    ids=["empty-corpus", "unknown-column"],
+)
+def test_a_corpus_without_usable_rows_ends_in_one_sentence(
+    home: Path, tmp_path: Path, content: str, columns: dict[str, str], message: str
+) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(content)
+    corpus = {"source": "files", "paths": [str(path)], "columns": columns}
+    home.mkdir()
+    write_settings(home, {**small_settings(), "corpus": corpus})
+    done = circuitseer(home, "run")
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("circuitseer: ")
+    assert message in last
+    assert not [p for p in (home / "artifacts").rglob("*") if p.is_file()]
+
+
+def test_help_names_every_command(home: Path) -> None:
+    done = circuitseer(home, "--help")
+    assert done.returncode == 0
+    for command in ("run", "dev", "export", "lineage"):
+        assert command in done.stdout
+
+
+def test_an_unknown_artifact_is_named(home: Path) -> None:
+    done = circuitseer(home, "lineage", "subset-none")
+    assert done.returncode == 2
+    assert "subset-none" in done.stderr

@@ -99,8 +99,9 @@ def _equal_expressions(reference: str, answer: str) -> bool:
     from math_verify import parse, verify
     from math_verify.errors import TimeoutException
 
-    _warm_up()
-    limit = _TIMEOUT_S if threading.current_thread() is threading.main_thread() else None
+    can_limit = threading.current_thread() is threading.main_thread()
+    limit = _TIMEOUT_S if can_limit else None
+    _warm_up(600 if can_limit else None)
     try:
         expressions = [
             parse(_as_latex(text), parsing_timeout=limit, raise_on_error=True)
@@ -117,11 +118,11 @@ def _equal_expressions(reference: str, answer: str) -> bool:
 
 
 @functools.cache
-def _warm_up() -> None:
+def _warm_up(limit: int | None) -> None:
     """Builds the LaTeX grammar, which takes seconds: no answer's time must pay for it."""
     from math_verify import parse
 
-    parse("$\\frac{1}{2}$", parsing_timeout=None)
+    parse("$\\frac{1}{2}$", parsing_timeout=limit)
 
 
 def _as_latex(text: str) -> str:

@@ -350,9 +350,10 @@ def test_a_training_killed_while_it_saves_repeats_no_step(
         raise Killed
 
     whole = train(tmp_path / "whole", save_interval_steps=4)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr("circuitseer_assets.method.checkpoint._save", killed)
-        train(tmp_path / "killed", save_interval_steps=4)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", save_interval_steps=4)
     resumed = train(tmp_path / "killed", save_interval_steps=4, report=kill_at(6))
     assert resumed.losses == whole.losses
     assert same_weights(tmp_path / "whole", tmp_path / "killed")

@@ -1,7 +1,9 @@
 """The `circuitseer` command: run the graph, export a subset, read a lineage. Thin."""
 
+import atexit
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,6 +38,7 @@ def run(
     """Run the whole graph on the settings in use, and say what came out."""
     folder = write_overrides(preset, corpus, evaluation)
     _log_to_terminal()
+    atexit.register(_end_quietly)
     from resources.home import Home
 
     home = Home.prepared(folder)
@@ -109,6 +112,11 @@ def main() -> None:
     except CircuitSeerError as error:
         console.print(f"circuitseer: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _end_quietly() -> None:
+    # While Python shuts down, duckdb's binding lists objects that torch still holds, by the page.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _log_to_terminal() -> None:

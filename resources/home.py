@@ -98,6 +98,8 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def slice_version(settings: Settings, name: str, *, models: Path) -> str:

@@ -86,10 +86,7 @@ def test_the_jobs_run_what_they_say(
 
 def test_the_blocking_checks_are_these(defs: Any) -> None:
     blocking = {
-        spec.name
-        for checks in defs.asset_checks
-        for spec in checks.check_specs
-        if spec.blocking
+        spec.name for checks in defs.asset_checks for spec in checks.check_specs if spec.blocking
     }
     assert blocking == BLOCKING
 

@@ -18,6 +18,7 @@ from circuitseer_assets.method.figures import draw_pass_at_1, to_markdown_image
 from circuitseer_assets.records import Artifact, Outcome, artifact_id_of
 from circuitseer_assets.settings import BaseModelSettings, LocalModel
 from resources.artifacts import digest_files
+from resources.benchmarks import task_version
 from resources.evaluator import evaluate
 from resources.home import Home
 from resources.language_model import load_language_model
@@ -72,6 +73,7 @@ def _questions(run: StageRun) -> dict[str, Any]:
         "evaluation": run.settings.slice("evaluation"),
         "benchmarks": [task.model_dump(mode="json") for task in tasks],
         "benchmark_files": list(digest_files(files).values()),
+        "task_versions": [task_version(task) for task in tasks],
     }
 
 

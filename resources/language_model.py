@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitseer_assets.errors import ModelError
+from circuitseer_assets.method.chat_text import render_prompt, render_response
 from circuitseer_assets.records import Message, TokenizedText, digest_of
 from circuitseer_assets.settings import (
     BaseModelSettings,
@@ -26,7 +27,6 @@ from circuitseer_assets.settings import (
     LocalModel,
     resolve_path,
 )
-from resources.chat_text import render_prompt, render_response
 
 if TYPE_CHECKING:
     import torch

@@ -173,7 +173,12 @@ def attention_rows(call: AttentionCall, heads: Sequence[int], start: int, stop: 
     query = call.query[:, list(heads), start:stop].float() * call.scaling
     key = call.key[:, call.kv_heads(heads), :stop].float()
     logits = query @ key.transpose(-1, -2)
-    logits.masked_fill_(~call.visible(start, stop), torch.finfo(torch.float32).min)
+    unseen = torch.finfo(torch.float32).min
+    if call.mask is None:  # only the last square has a future to hide
+        ahead = torch.ones(stop - start, stop - start, dtype=torch.bool, device=key.device).triu(1)
+        logits[..., start:].masked_fill_(ahead, unseen)
+    else:
+        logits.masked_fill_(~call.visible(start, stop), unseen)
     return logits.softmax(-1)
 
 

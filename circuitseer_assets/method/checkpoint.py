@@ -75,8 +75,8 @@ def fine_tune(
     trainer checkpoint in `output_dir`, and one that had ended is returned as it ended.
 
     Raises:
-        SettingsError: no sample is short enough, or the prompt cannot be rendered.
-        ModelError: the loss stopped being a number.
+        SettingsError: no sample is short enough, or there is no template to render prompts with.
+        ModelError: the chat template refuses a sample, or the loss stopped being a number.
 
     Reference: CircuitSeer, arXiv 2510.18470, fine-tunes on the drawn subset.
     Deviation: its recipe is not found in the summaries read; all of it is `settings`.

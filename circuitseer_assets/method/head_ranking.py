@@ -28,6 +28,7 @@ from circuitseer_assets.method.ablation import (
 )
 from circuitseer_assets.method.ranking_statistics import BoolArray, FloatArray
 from circuitseer_assets.records import (
+    CONFIRMATION_LEVEL,
     HeadId,
     HeadImportance,
     HeadRanking,
@@ -35,8 +36,6 @@ from circuitseer_assets.records import (
     TokenizedText,
 )
 from circuitseer_assets.settings import HeadRankingSettings
-
-CONFIRMATION_LEVEL = 0.05
 
 ReportProgress = Callable[[int, int], None]
 """Takes how many ablations are done and how many there will be, as far as is known."""

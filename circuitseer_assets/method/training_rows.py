@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from circuitseer_assets.errors import SettingsError
+from circuitseer_assets.method.chat_text import render_prompt, render_response
 from circuitseer_assets.records import Sample, digest_of
 from circuitseer_assets.settings import TrainingSettings
 
@@ -46,7 +47,8 @@ def tokenize_samples(
     `training.max_length` is dropped either way.
 
     Raises:
-        SettingsError: no row is left, or the prompt cannot be rendered.
+        SettingsError: no row is left, or there is no template to render the prompt with.
+        ModelError: the chat template refuses the turns, or changes the problem's text.
     """
     rows: list[TrainingRow] = []
     dropped: list[str] = []
@@ -83,37 +85,25 @@ def tokenize_sample(
 
     Raises:
         SettingsError: the tokenizer has no chat template, and no `prompt_template` stands in.
+        ModelError: the chat template refuses the turns, or changes the problem's text.
     """
-    prompt, response = _render(tokenizer, sample, prompt_template)
-    special = prompt_template is not None
-    prompt_ids = _encode(tokenizer, prompt, special=special)
-    ids = _encode(tokenizer, prompt + response, special=special)
-    if ids[: len(prompt_ids)] != prompt_ids:
-        ids = prompt_ids + _encode(tokenizer, response, special=False)
-    return TrainingRow(sample.sample_id, tuple(ids), len(prompt_ids))
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, sample: Sample, prompt_template: str | None
-) -> tuple[str, str]:
-    if prompt_template is not None:
-        prompt = prompt_template.replace("{prompt}", sample.prompt)
-        return prompt, sample.response + str(tokenizer.eos_token or "")
-    if tokenizer.chat_template is None:
+    if prompt_template is None and tokenizer.chat_template is None:
         raise SettingsError(
             "base_model.prompt_template must be set for a tokenizer without a chat template, got "
             "none; set it in circuitseer.yaml, with {prompt} where the problem's text goes"
         )
-    turns = [{"role": turn.role, "content": turn.content} for turn in sample.messages]
-    answered = [*turns, {"role": "assistant", "content": sample.response}]
-    prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    whole = str(tokenizer.apply_chat_template(answered, tokenize=False)).rstrip()
-    if whole.startswith(prompt):
-        response = whole.removeprefix(prompt)
-    else:
-        # Some templates open the assistant's turn otherwise than they show one that is past.
-        response = sample.response + whole.rpartition(sample.response.strip())[2]
-    return prompt, response if _ends_turn(tokenizer, response) else response + tokenizer.eos_token
+    messages = sample.messages
+    prompt = render_prompt(tokenizer, messages, prompt_template)
+    response = render_response(tokenizer, messages, sample.response, prompt, prompt_template)
+    if not _ends_turn(tokenizer, response):
+        # Some templates forget the end of a turn; without it, the model would not learn to stop.
+        response += str(tokenizer.eos_token or "")
+    special = prompt.add_special_tokens
+    prompt_ids = _encode(tokenizer, prompt.text, special=special)
+    ids = _encode(tokenizer, prompt.text + response, special=special)
+    if ids[: len(prompt_ids)] != prompt_ids:
+        ids = prompt_ids + _encode(tokenizer, response, special=False)
+    return TrainingRow(sample.sample_id, tuple(ids), len(prompt_ids))
 
 
 def _ends_turn(tokenizer: PreTrainedTokenizerBase, response: str) -> bool:

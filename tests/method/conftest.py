@@ -1,4 +1,4 @@
-"""Tiny random decoders of every architecture the method is tested on, and what oracles need."""
+"""Tiny random decoders of every architecture the method is tested on, and what else tests share."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from circuitseer_assets.records import TokenizedText
+from circuitseer_assets.records import HeadId, HeadImportance, TokenizedText
 
 VOCABULARY = 61
 LAYERS, HEADS, WINDOW = 3, 4, 5
@@ -139,4 +139,20 @@ def value_hook(model: PreTrainedModel, layer: int, store: Callable[[Tensor], Non
         )
     return module.query_key_value.register_forward_hook(
         lambda _, args, out: store(out.unflatten(-1, (HEADS, 3, -1))[..., 2, :])
+    )
+
+
+def head(layer, number, delta, *, chosen=False, p_holm=None, **evidence) -> HeadImportance:
+    """Returns one head's importance; its interval is 0.02 nats to either side unless given."""
+    return HeadImportance(
+        head=HeadId(layer, number),
+        delta_loss_nats=delta,
+        stderr=0.01,
+        ci_low=evidence.pop("ci_low", delta - 0.02),
+        ci_high=evidence.pop("ci_high", delta + 0.02),
+        num_probes=8,
+        measured_on_all=True,
+        is_reasoning_head=chosen,
+        p_holm=p_holm,
+        **evidence,
     )

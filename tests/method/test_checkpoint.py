@@ -5,6 +5,7 @@ import gc
 import shutil
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,20 @@ def test_an_end_of_turn_is_added_where_the_template_forgets_it(samples: list[Sam
     assert forgetful.decode(row.input_ids[row.response_start :]) == (
         samples[0].response + forgetful.eos_token
     )
+
+
+def test_thoughts_are_trained_on_and_the_date_stands_still(samples: list[Sample]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(PROJECT_ROOT / "models/tiny")
+    tokenizer.chat_template = (
+        "{{ strftime_now('%d %b %Y') }}{% for m in messages %}"
+        "{{ m['content'].split('</think>')[-1] }}<|eos|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    sample = replace(samples[0], response="<think>2, 3</think>It is 5.")
+    row = tokenize_sample(tokenizer, sample, prompt_template=None)
+    prompt, response = row.input_ids[: row.response_start], row.input_ids[row.response_start :]
+    assert tokenizer.decode(prompt) == f"26 Jul 2024{sample.prompt}<|eos|><|assistant|>"
+    assert tokenizer.decode(response) == f"{sample.response}<|eos|>"
 
 
 def test_rows_too_long_are_dropped_or_cut_and_named(

@@ -6,12 +6,8 @@ are refused. Importing this module loads neither torch nor transformers.
 
 import contextlib
 import functools
-import hashlib
-import importlib.util
-import json
-import re
 import shutil
-import uuid
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,41 +15,29 @@ from typing import TYPE_CHECKING, Any
 
 from circuitseer_assets.errors import ModelError
 from circuitseer_assets.method.chat_text import render_prompt, render_response
-from circuitseer_assets.records import Message, TokenizedText, digest_of
-from circuitseer_assets.settings import (
-    BaseModelSettings,
-    GgufModel,
-    HubModel,
-    LocalModel,
-    resolve_path,
+from circuitseer_assets.records import Message, TokenizedText
+from circuitseer_assets.settings import BaseModelSettings, GgufModel
+from resources.model_files import (
+    ModelIdentity,
+    find_gguf_file,
+    find_model_folder,
+    identify_model,
+    model_digest,
+    partial_path,
 )
+
+__all__ = [
+    "LanguageModel",
+    "ModelIdentity",
+    "identify_model",
+    "load_language_model",
+    "model_digest",
+    "resolve_dtype",
+]
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
-# What saving a model writes into its configuration that changes nothing it computes.
-_VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelIdentity:
-    """What a score depends on: the weights with their configuration, and the tokens."""
-
-    model_digest: str
-    tokenizer_id: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,130 +100,6 @@ def _token_span(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> tu
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
 
-# identity -----------------------------------------------------------------------------------------
-
-
-def model_digest(settings: BaseModelSettings, *, cache: Path) -> str:
-    """Returns the digest of the model's weights and configuration, without loading them.
-
-    Raises:
-        ModelError: the model is missing, unreachable, or has no safetensors.
-    """
-    return identify_model(settings, cache=cache).model_digest
-
-
-def identify_model(settings: BaseModelSettings, *, cache: Path) -> ModelIdentity:
-    """Returns the identity of the model's weights and of its tokens, from its files alone.
-
-    File digests are remembered in `cache` by path, size and time of change.
-
-    Raises:
-        ModelError: the model is missing, unreachable, or has no safetensors.
-    """
-    if isinstance(settings, GgufModel):
-        digest = _file_digest(_gguf_path(settings), cache)
-        return ModelIdentity(digest[:16], digest_of([digest, settings.prompt_template]))
-    folder = _model_folder(settings)
-    weights = sorted(_file_digest(path, cache) for path in folder.glob("*.safetensors"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    stable = {name: value for name, value in config.items() if name not in _VOLATILE_CONFIG}
-    files = {
-        name: _file_digest(folder / name, cache)
-        for name in _TOKENIZER_FILES
-        if (folder / name).is_file()
-    }
-    return ModelIdentity(digest_of([weights, stable]), digest_of([files, settings.prompt_template]))
-
-
-def _file_digest(path: Path, cache: Path) -> str:
-    state = path.stat()
-    key = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
-    memory = cache / "file_digests.json"
-    known: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    if key not in known:
-        with path.open("rb") as file:
-            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = _partial(memory)
-        partial.write_text(json.dumps(known, indent=0), encoding="utf-8")
-        partial.replace(memory)
-    return known[key]
-
-
-def _partial(path: Path) -> Path:
-    """Returns a name beside `path` that nobody else uses; renaming it to `path` is atomic."""
-    return path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:12]}")
-
-
-# where a model lies -------------------------------------------------------------------------------
-
-
-def _model_folder(settings: LocalModel | HubModel) -> Path:
-    if isinstance(settings, HubModel):
-        folder, name = _downloaded(settings), settings.repo_id
-    else:
-        folder, name = resolve_path(settings.path), settings.path
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"base_model must be a folder with a config.json, got {name}; "
-            f"set base_model.path in the settings file"
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"base_model must have its weights as safetensors, {name} has none (pickled weights "
-            f"can run code and are refused); save the model with save_pretrained"
-        )
-    return folder
-
-
-def _downloaded(settings: HubModel) -> Path:
-    from huggingface_hub import snapshot_download
-
-    if not re.fullmatch(r"[0-9a-f]{40}", settings.revision):
-        raise ModelError(
-            f"base_model.revision must be a commit of 40 hexadecimal digits, got "
-            f"{settings.revision!r}, which may move; take one from the model's page on the hub, "
-            f"under Files, History"
-        )
-    try:
-        folder = snapshot_download(
-            settings.repo_id, revision=settings.revision, allow_patterns=_HUB_FILES
-        )
-    except (OSError, ValueError) as error:  # HTTP errors and offline mode are kinds of OSError
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"base_model {settings.repo_id} at {settings.revision[:12]} cannot be had from the "
-            f"Hugging Face hub ({type(error).__name__}: {reason}); check the network, HF_TOKEN and "
-            f"HF_HUB_OFFLINE, or use a local folder"
-        ) from error
-    return Path(folder)
-
-
-def _gguf_path(settings: GgufModel) -> Path:
-    if settings.package is None:
-        path = resolve_path(settings.file)
-    else:
-        # Found, not imported: such a package may want a runtime that is not used here.
-        spec = importlib.util.find_spec(settings.package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ModelError(
-                f"base_model.package must be an installed package, got {settings.package!r}; "
-                f"install it, or name a file"
-            )
-        path = Path(spec.submodule_search_locations[0]) / settings.file
-    if not path.is_file():
-        raise ModelError(
-            f"base_model.file must be a GGUF file, {settings.file!r} does not exist; "
-            f"set base_model.file in the settings file"
-        )
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"base_model.file must be a GGUF file, {settings.file!r} is not one")
-    return path
-
-
 # loading ------------------------------------------------------------------------------------------
 
 
@@ -253,13 +113,14 @@ def load_language_model(settings: BaseModelSettings, *, cache: Path) -> Language
         ModelError: the model is missing, unreachable, unsafe, of an unknown architecture, or has no
             chat template while `prompt_template` is not set.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     identity = identify_model(settings, cache=cache)
     if isinstance(settings, GgufModel):
-        folder = _converted(_gguf_path(settings), cache / f"gguf-{identity.model_digest}")
+        folder = _converted(find_gguf_file(settings), cache / f"gguf-{identity.model_digest}")
     else:
-        folder = _model_folder(settings)
+        folder = find_model_folder(settings)
     tokenizer = _load_tokenizer(folder, settings.prompt_template)
     device, dtype = _device_and_dtype(settings)
     try:
@@ -270,10 +131,10 @@ def load_language_model(settings: BaseModelSettings, *, cache: Path) -> Language
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        ).to(device)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _cannot_load(folder, error) from error
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
     lengths = (
         getattr(model.config.get_text_config(), "max_position_embeddings", None),
         tokenizer.model_max_length,
@@ -356,7 +217,8 @@ def _converted(gguf: Path, folder: Path) -> Path:
     model = automatic.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
-    partial = _partial(folder)
+    _remove_abandoned(folder)
+    partial = partial_path(folder)
     partial.mkdir(parents=True)
     try:
         model.save_pretrained(partial)
@@ -366,6 +228,13 @@ def _converted(gguf: Path, folder: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what a conversion that was killed more than an hour ago has left beside `folder`."""
+    for partial in folder.parent.glob(f"{folder.name}.partial-*"):
+        if time.time() - partial.stat().st_mtime > 3600:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """The two user interfaces, on loopback, as child processes that end with this one."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -22,19 +24,32 @@ def serve(home: Home, *, dagster_port: int = 3000, mlflow_port: int = 5000) -> i
     commands = [_dagster_command(dagster_port)]
     if home.tracking_uri.startswith("sqlite:"):
         commands.append(_mlflow_command(home, mlflow_port))
-    servers = [subprocess.Popen(command, cwd=PROJECT_ROOT) for command in commands]
-    signal.signal(signal.SIGTERM, _stop)
+    # Handled before the servers start: they would inherit an ignored signal, and never end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    servers = [
+        subprocess.Popen(command, cwd=PROJECT_ROOT, start_new_session=True) for command in commands
+    ]
     try:
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)
     except KeyboardInterrupt:
         return 0
     finally:
-        for server in servers:
-            server.terminate()
-        for server in servers:
-            server.wait(timeout=30)
+        _end(servers)
     return next(server.returncode for server in servers if server.returncode is not None)
+
+
+def _end(servers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for server in servers:
+        server.terminate()
+    for server in servers:
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            # With all it started: a server's own children would keep its port.
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

@@ -3,7 +3,8 @@
 A model and one probe in, losses out: a clean forward keeps the input of every decoder layer, and an
 ablation in layer l runs the layers from l on only, many ablations in one batch, with the loss at
 the response's tokens alone. Exact: each layer gets the very arguments that it got in the full
-forward.
+forward. Only one probe's layer inputs are held at a time: L x T x C numbers, 205 MB for a model of
+7 B parameters (28 layers, width 3,584) in bfloat16 at 1,024 tokens.
 
 Reference: CircuitSeer, arXiv 2510.18470.
 """

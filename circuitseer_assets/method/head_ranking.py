@@ -7,24 +7,23 @@ cannot win, and fresh probes say which of the chosen are real.
 Reference: CircuitSeer, arXiv 2510.18470.
 """
 
-import hashlib
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from circuitseer_assets.errors import CorpusError, ModelError, SettingsError
 from circuitseer_assets.method import ranking_statistics as statistics
-from circuitseer_assets.method.ablation import (
-    Ablation,
-    DecoderParts,
-    ablated_loss_nats,
-    check_restart,
-    decoder_parts,
-    mean_head_outputs,
-    run_clean,
+from circuitseer_assets.method.head_effects import (
+    Journal,
+    Laboratory,
+    Measured,
+    Progress,
+    ReportProgress,
+    control_part,
+    make_laboratory,
+    race,
 )
 from circuitseer_assets.method.ranking_statistics import BoolArray, FloatArray
 from circuitseer_assets.records import (
@@ -36,12 +35,6 @@ from circuitseer_assets.records import (
     TokenizedText,
 )
 from circuitseer_assets.settings import HeadRankingSettings
-
-ReportProgress = Callable[[int, int], None]
-"""Takes how many ablations are done and how many there will be, as far as is known."""
-
-Journal = MutableMapping[str, FloatArray]
-"""What has been measured, by probe: the clean loss, then each head's effect (NaN: not measured)."""
 
 
 def rank_heads(
@@ -59,7 +52,8 @@ def rank_heads(
 
     A head's importance is the mean over `ranking` of loss(ablated) - loss(clean), in nats a token
     of the response. `delta_control_nats` is measured for all heads where `select_by` needs it, else
-    for the chosen ones.
+    for the chosen ones. Under `ablation: mean` a head puts out its mean output over all tokens of
+    the ranking probes.
 
     Args:
         model: a decoder in evaluation mode.
@@ -78,18 +72,18 @@ def rank_heads(
         CorpusError: a probe has no response.
     """
     _check_probes(model, ranking, confirmation, control, settings)
-    lab = _laboratory(model, ranking, settings, max_batch_tokens, journal)
+    lab = make_laboratory(model, ranking, settings, max_batch_tokens, journal)
     num_heads = len(lab.heads)
     k = statistics.num_chosen_heads(settings.fraction, num_heads)
     report = report_progress or (lambda done, total: None)
     specific = settings.select_by == "specific_delta"
     rest = k * (len(confirmation) + (0 if specific else len(control)))
     rest += (1 + settings.num_random_draws) * len(confirmation)
-    progress = _Progress(report, num_heads * (len(ranking) + len(control) * specific) + rest)
+    progress = Progress(report, num_heads * (len(ranking) + len(control) * specific) + rest)
 
     everyone: BoolArray = np.ones(num_heads, dtype=np.bool_)
     on_control = lab.measure(control, everyone, progress) if specific else None
-    on_ranking = _race(lab, ranking, on_control, k, settings, progress)
+    on_ranking = race(lab, ranking, on_control, k, settings, progress)
     values = _selection_values(on_ranking, on_control)
     finished = np.where(np.isnan(on_ranking.effects).any(axis=1), np.nan, values)
     is_chosen: BoolArray = np.isin(np.arange(num_heads), statistics.top_heads(finished, k))
@@ -108,7 +102,11 @@ def rank_heads(
         clean_confirmation_loss_nats=on_confirmation.clean_loss_nats,
         clean_control_loss_nats=on_control.clean_loss_nats if control else None,
         boundary_gap_nats=_boundary_gap(values, finished, is_chosen),
-        split_half_overlap=statistics.split_half_overlap(on_ranking.effects, k),
+        split_half_overlap=statistics.split_half_overlap(
+            on_ranking.effects
+            - control_part(on_ranking, on_control if specific else None)[:, None],
+            k,
+        ),
         joint=_joint_ablation(lab, reasoning, confirmation, settings, progress),
     )
 
@@ -145,154 +143,12 @@ def _check_probes(
             )
 
 
-# measuring ----------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Progress:
-    report: ReportProgress
-    total: int
-    done: int = 0
-
-    def advance(self, ablations: int) -> None:
-        self.done += ablations
-        self.report(self.done, max(self.total, self.done))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Measured:
-    """Effects in nats a token, (heads, probes), NaN where not measured; clean losses, (probes,)."""
-
-    effects: FloatArray
-    clean_losses_nats: FloatArray
-
-    @property
-    def clean_loss_nats(self) -> float:
-        return float(self.clean_losses_nats.mean()) if len(self.clean_losses_nats) else 0.0
-
-    @property
-    def num_probes(self) -> int:
-        return len(self.clean_losses_nats)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Laboratory:
-    """A model ready for ablations."""
-
-    parts: DecoderParts
-    heads: tuple[HeadId, ...]
-    settings: HeadRankingSettings
-    mean_outputs: Tensor | None
-    max_batch_tokens: int
-    journal: Journal
-
-    def measure(
-        self, texts: Sequence[TokenizedText], which: BoolArray, progress: _Progress
-    ) -> _Measured:
-        """Returns the effects of the heads in `which` on `texts`; the others' are NaN."""
-        effects = np.full((len(self.heads), len(texts)), np.nan)
-        clean = np.zeros(len(texts))
-        for i, text in enumerate(texts):
-            clean[i], measured = self._measure_one(text, which)
-            effects[which, i] = measured[which]
-            progress.advance(int(which.sum()))
-        return _Measured(effects, clean)
-
-    def _measure_one(self, text: TokenizedText, which: BoolArray) -> tuple[float, FloatArray]:
-        known = self.journal.get(text.sample_id, np.full(1 + len(self.heads), np.nan)).copy()
-        missing = np.flatnonzero(which & np.isnan(known[1:]))
-        if len(missing) or np.isnan(known[0]):
-            ablations = [frozenset({self.heads[i]}) for i in missing]
-            known[0], known[1 + missing] = self.effects(text, ablations)
-            self.journal[text.sample_id] = known
-        return float(known[0]), known[1:]
-
-    def effects(
-        self, text: TokenizedText, ablations: Sequence[Ablation]
-    ) -> tuple[float, FloatArray]:
-        """Returns the clean loss and what each ablation adds to it."""
-        clean = run_clean(self.parts, text)
-        losses = ablated_loss_nats(
-            self.parts,
-            clean,
-            ablations,
-            kind=self.settings.ablation,
-            max_batch_tokens=self.max_batch_tokens,
-            mean_outputs=self.mean_outputs,
-        )
-        return clean.loss_nats, np.array(losses) - clean.loss_nats
-
-
-def _laboratory(
-    model: PreTrainedModel,
-    ranking: Sequence[TokenizedText],
-    settings: HeadRankingSettings,
-    max_batch_tokens: int,
-    journal: Journal | None,
-) -> _Laboratory:
-    parts = decoder_parts(model)
-    heads = tuple(
-        HeadId(layer, head) for layer in range(parts.num_layers) for head in range(parts.num_heads)
-    )
-    means = mean_head_outputs(parts, ranking) if settings.ablation == "mean" else None
-    check_restart(parts, ranking[0], kind=settings.ablation, mean_outputs=means)
-    records: Journal = {} if journal is None else journal
-    return _Laboratory(parts, heads, settings, means, max_batch_tokens, records)
-
-
-def _race(
-    lab: _Laboratory,
-    texts: Sequence[TokenizedText],
-    on_control: _Measured | None,
-    k: int,
-    settings: HeadRankingSettings,
-    progress: _Progress,
-) -> _Measured:
-    texts = _hash_ordered(texts, settings.seed)
-    running: BoolArray = np.ones(len(lab.heads), dtype=np.bool_)
-    first = len(texts) if settings.exhaustive else settings.first_round_probes
-    measured = _Measured(np.empty((len(lab.heads), 0)), np.empty(0))
-    for end in statistics.round_ends(len(texts), first):
-        new = lab.measure(texts[measured.num_probes : end], running, progress)
-        measured = _Measured(
-            np.hstack([measured.effects, new.effects]),
-            np.hstack([measured.clean_losses_nats, new.clean_losses_nats]),
-        )
-        effects = measured.effects - _control_part(measured, on_control)[:, None]
-        stay = statistics.race_survivors(
-            effects[running], num_probes=len(texts), k=k, z=settings.interval_z
-        )
-        progress.total -= int((~stay).sum()) * (len(texts) - end)
-        running[running] = stay
-    return measured
-
-
-def _hash_ordered(texts: Sequence[TokenizedText], seed: int) -> list[TokenizedText]:
-    def key(text: TokenizedText) -> tuple[bytes, str]:
-        return hashlib.md5(f"{seed}:{text.sample_id}".encode()).digest(), text.sample_id
-
-    return sorted(texts, key=key)
-
-
 # choosing -----------------------------------------------------------------------------------------
 
 
-def _control_part(on_ranking: _Measured, on_control: _Measured | None) -> FloatArray:
-    """Returns the part of each head's effect that its effect on control texts explains, (heads,).
-
-    That is the relative rise of the loss on the control texts, in nats of the loss on the probes:
-    ranking by the difference is ranking by the difference of relative rises.
-    """
-    if on_control is None:
-        return np.zeros(len(on_ranking.effects))
-    scale = on_ranking.clean_loss_nats / on_control.clean_loss_nats
-    part: FloatArray = on_control.effects.mean(axis=1) * scale
-    return part
-
-
-def _selection_values(on_ranking: _Measured, on_control: _Measured | None) -> FloatArray:
+def _selection_values(on_ranking: Measured, on_control: Measured | None) -> FloatArray:
     means = np.nanmean(on_ranking.effects, axis=1)
-    values: FloatArray = means - _control_part(on_ranking, on_control)
+    values: FloatArray = means - control_part(on_ranking, on_control)
     return values
 
 
@@ -308,9 +164,9 @@ def _boundary_gap(values: FloatArray, finished: FloatArray, is_chosen: BoolArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Evidence:
-    on_ranking: _Measured
-    on_confirmation: _Measured
-    on_control: _Measured
+    on_ranking: Measured
+    on_confirmation: Measured
+    on_control: Measured
 
 
 def _importance(
@@ -377,11 +233,11 @@ def _without_unconfirmed(
 
 
 def _joint_ablation(
-    lab: _Laboratory,
+    lab: Laboratory,
     reasoning: Sequence[HeadId],
     texts: Sequence[TokenizedText],
     settings: HeadRankingSettings,
-    progress: _Progress,
+    progress: Progress,
 ) -> JointAblation:
     draws = random_head_sets(reasoning, lab.heads, settings.num_random_draws, settings.seed)
     ablations = [frozenset(reasoning), *draws]

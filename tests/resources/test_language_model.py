@@ -167,6 +167,17 @@ def test_missing_and_unsafe_folders_are_refused(folder, tmp_path):
         load_language_model(local(pickled), cache=tmp_path)
 
 
+def test_damaged_files_are_refused(folder, tmp_path):
+    damaged = copied(folder, tmp_path / "damaged")
+    weights = (damaged / "model.safetensors").read_bytes()
+    (damaged / "model.safetensors").write_bytes(weights[:1000])
+    with pytest.raises(ModelError, match=r"base_model damaged cannot be loaded \(Safetensor"):
+        load_language_model(local(damaged), cache=tmp_path)
+    (damaged / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json that is JSON, damaged's is not"):
+        load_language_model(local(damaged), cache=tmp_path)
+
+
 def test_a_models_own_code_is_not_run(folder, tmp_path):
     strange = copied(folder, tmp_path / "strange")
     config = json.loads((strange / "config.json").read_text())
@@ -309,6 +320,9 @@ def test_a_gguf_file_is_converted_once(folder, tmp_path, monkeypatch):
     file, cache = tmp_path / "tiny.gguf", tmp_path / "cache"
     write_gguf(file)
     settings = GgufModel(source="gguf", file=str(file))
+    abandoned = cache / f"gguf-{model_digest(settings, cache=cache)}.partial-1"
+    abandoned.mkdir()
+    os.utime(abandoned, (0, 0))
     loaded = load_language_model(settings, cache=cache)
     assert torch.allclose(
         logits(loaded), make_model()(torch.tensor([[7, 8, 9, 10]])).logits, atol=1e-5
@@ -319,6 +333,7 @@ def test_a_gguf_file_is_converted_once(folder, tmp_path, monkeypatch):
         "a", [QUESTION], "This is 5."
     )
     made = cache / f"gguf-{loaded.model_digest}"
+    assert not abandoned.exists()
     assert sorted(path.name for path in cache.iterdir()) == ["file_digests.json", made.name]
     assert "quantization_config" not in json.loads((made / "config.json").read_text())
 

@@ -1,0 +1,194 @@
+"""Measures what ablating heads does to probes, on all of them or in a race: probes in, effects out.
+
+Probes are taken one after the other; all heads that still run are ablated on one before the next is
+read. In the race, heads that cannot be among the best any more run no further.
+
+Reference: CircuitSeer, arXiv 2510.18470, for the ablation; the race is this project's.
+"""
+
+import hashlib
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from circuitseer_assets.method import ranking_statistics as statistics
+from circuitseer_assets.method.ablation import (
+    Ablation,
+    DecoderParts,
+    ablated_loss_nats,
+    check_restart,
+    decoder_parts,
+    mean_head_outputs,
+    run_clean,
+)
+from circuitseer_assets.method.ranking_statistics import BoolArray, FloatArray
+from circuitseer_assets.records import HeadId, TokenizedText
+from circuitseer_assets.settings import HeadRankingSettings
+
+ReportProgress = Callable[[int, int], None]
+"""Takes how many ablations are done and how many there will be, as far as is known."""
+
+Journal = MutableMapping[str, FloatArray]
+"""What has been measured, by probe: the clean loss, then each head's effect (NaN: not measured)."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How many ablations are done, of how many as far as is known; told to `report`."""
+
+    report: ReportProgress
+    total: int
+    done: int = 0
+
+    def advance(self, ablations: int) -> None:
+        """Counts ablations as done and reports it."""
+        self.done += ablations
+        self.report(self.done, max(self.total, self.done))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """Effects in nats a token, (heads, probes), NaN where not measured; clean losses, (probes,)."""
+
+    effects: FloatArray
+    clean_losses_nats: FloatArray
+
+    @property
+    def clean_loss_nats(self) -> float:
+        """The mean loss with nothing ablated, 0 without probes."""
+        return float(self.clean_losses_nats.mean()) if len(self.clean_losses_nats) else 0.0
+
+    @property
+    def num_probes(self) -> int:
+        """The number of probes seen."""
+        return len(self.clean_losses_nats)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Laboratory:
+    """A model ready for ablations."""
+
+    parts: DecoderParts
+    heads: tuple[HeadId, ...]
+    settings: HeadRankingSettings
+    mean_outputs: Tensor | None
+    max_batch_tokens: int
+    journal: Journal
+
+    def measure(
+        self, texts: Sequence[TokenizedText], which: BoolArray, progress: Progress
+    ) -> Measured:
+        """Returns the effects of the heads in `which` on `texts`; the others' are NaN."""
+        effects = np.full((len(self.heads), len(texts)), np.nan)
+        clean = np.zeros(len(texts))
+        for i, text in enumerate(texts):
+            clean[i], measured = self._measure_one(text, which)
+            effects[which, i] = measured[which]
+            progress.advance(int(which.sum()))
+        return Measured(effects, clean)
+
+    def _measure_one(self, text: TokenizedText, which: BoolArray) -> tuple[float, FloatArray]:
+        known = self.journal.get(text.sample_id, np.full(1 + len(self.heads), np.nan)).copy()
+        missing = np.flatnonzero(which & np.isnan(known[1:]))
+        if len(missing) or np.isnan(known[0]):
+            ablations = [frozenset({self.heads[i]}) for i in missing]
+            known[0], known[1 + missing] = self.effects(text, ablations)
+            self.journal[text.sample_id] = known
+        return float(known[0]), known[1:]
+
+    def effects(
+        self, text: TokenizedText, ablations: Sequence[Ablation]
+    ) -> tuple[float, FloatArray]:
+        """Returns the clean loss and what each ablation adds to it."""
+        clean = run_clean(self.parts, text)
+        losses = ablated_loss_nats(
+            self.parts,
+            clean,
+            ablations,
+            kind=self.settings.ablation,
+            max_batch_tokens=self.max_batch_tokens,
+            mean_outputs=self.mean_outputs,
+        )
+        return clean.loss_nats, np.array(losses) - clean.loss_nats
+
+
+def make_laboratory(
+    model: PreTrainedModel,
+    ranking: Sequence[TokenizedText],
+    settings: HeadRankingSettings,
+    max_batch_tokens: int,
+    journal: Journal | None,
+) -> Laboratory:
+    """Returns the model ready for ablations, checked on the first ranking probe.
+
+    Raises:
+        ModelError: the architecture is not supported.
+    """
+    parts = decoder_parts(model)
+    heads = tuple(
+        HeadId(layer, head) for layer in range(parts.num_layers) for head in range(parts.num_heads)
+    )
+    means = mean_head_outputs(parts, ranking) if settings.ablation == "mean" else None
+    check_restart(parts, ranking[0], kind=settings.ablation, mean_outputs=means)
+    records: Journal = {} if journal is None else journal
+    return Laboratory(parts, heads, settings, means, max_batch_tokens, records)
+
+
+def race(
+    lab: Laboratory,
+    texts: Sequence[TokenizedText],
+    on_control: Measured | None,
+    k: int,
+    settings: HeadRankingSettings,
+    progress: Progress,
+) -> Measured:
+    """Returns the effects on `texts` in the order of a hash; those a dropped head missed are NaN.
+
+    Args:
+        lab: the model.
+        texts: the ranking probes.
+        on_control: the effects on control texts, where heads are chosen by what exceeds those.
+        k: how many heads are wanted.
+        settings: the race's first round and width of intervals, or that nobody is dropped.
+        progress: counts the ablations; what dropped heads are spared is taken off its total.
+    """
+    texts = _hash_ordered(texts, settings.seed)
+    running: BoolArray = np.ones(len(lab.heads), dtype=np.bool_)
+    first = len(texts) if settings.exhaustive else settings.first_round_probes
+    measured = Measured(np.empty((len(lab.heads), 0)), np.empty(0))
+    for end in statistics.round_ends(len(texts), first):
+        new = lab.measure(texts[measured.num_probes : end], running, progress)
+        measured = Measured(
+            np.hstack([measured.effects, new.effects]),
+            np.hstack([measured.clean_losses_nats, new.clean_losses_nats]),
+        )
+        effects = measured.effects - control_part(measured, on_control)[:, None]
+        stay = statistics.race_survivors(
+            effects[running], num_probes=len(texts), k=k, z=settings.interval_z
+        )
+        progress.total -= int((~stay).sum()) * (len(texts) - end)
+        running[running] = stay
+    return measured
+
+
+def _hash_ordered(texts: Sequence[TokenizedText], seed: int) -> list[TokenizedText]:
+    def key(text: TokenizedText) -> tuple[bytes, str]:
+        return hashlib.md5(f"{seed}:{text.sample_id}".encode()).digest(), text.sample_id
+
+    return sorted(texts, key=key)
+
+
+def control_part(on_ranking: Measured, on_control: Measured | None) -> FloatArray:
+    """Returns the part of each head's effect that its effect on control texts explains, (heads,).
+
+    That is the relative rise of the loss on the control texts, in nats of the loss on the probes:
+    ranking by the difference is ranking by the difference of relative rises.
+    """
+    if on_control is None:
+        return np.zeros(len(on_ranking.effects))
+    scale = on_ranking.clean_loss_nats / on_control.clean_loss_nats
+    part: FloatArray = on_control.effects.mean(axis=1) * scale
+    return part

@@ -131,7 +131,8 @@ def load_language_model(settings: BaseModelSettings, *, cache: Path) -> Language
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-        ).to(device)
+        )
+        model = model.to(device)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _cannot_load(folder, error) from error
     model = model.eval().requires_grad_(False)

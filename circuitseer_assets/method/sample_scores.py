@@ -185,6 +185,7 @@ def _read(
     ids = torch.zeros(len(batch), length, dtype=torch.long)
     weights = torch.zeros(len(batch), length)
     for row, text in enumerate(batch):
+        ids[row] = text.input_ids[-1]  # padding that no token sees, and that is no stranger
         ids[row, : len(text.input_ids)] = torch.tensor(text.input_ids)
         weights[row, slice(*text.queries)] = 1.0
     weights = weights.to(model.device)

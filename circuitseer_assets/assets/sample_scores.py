@@ -20,7 +20,7 @@ from circuitseer_assets.method.figures import (
     to_markdown_image,
 )
 from circuitseer_assets.method.tables import format_samples_table
-from circuitseer_assets.records import SampleScore, TokenizedText, UnscoredSample, digest_of
+from circuitseer_assets.records import HeadId, SampleScore, TokenizedText, UnscoredSample, digest_of
 from circuitseer_assets.settings import Settings
 from resources.home import Home
 from resources.language_model import LanguageModel, load_language_model
@@ -125,17 +125,13 @@ class PoolScorer:
         self.home.warehouse.append_lengths(length_rows(self.tokenizer_id, lengths))
 
     def _score_samples(self, base_model: LanguageModel, sample_ids: set[str]) -> None:
-        from circuitseer_assets.method.sample_scores import choose_heads, score_samples
+        from circuitseer_assets.method.sample_scores import score_samples
 
-        scoring = self.settings.scoring
-        ranked = load_heads(self.ranking)
         results = score_samples(
             base_model.model,
             self._tokenize(base_model, sample_ids),
-            heads=choose_heads(
-                ranked.reasoning_heads, ranked.num_layers, ranked.num_heads, scoring
-            ),
-            settings=scoring,
+            heads=self._choose_heads(base_model),
+            settings=self.settings.scoring,
             max_batch_tokens=self.settings.execution.max_batch_tokens,
         )
         done = 0
@@ -143,6 +139,24 @@ class PoolScorer:
             commit_shard(self.home.warehouse, self.scorer_id, shard)
             done += len(shard)
             self.report_progress(done, len(sample_ids))
+
+    def _choose_heads(self, base_model: LanguageModel) -> tuple[HeadId, ...]:
+        from circuitseer_assets.method.sample_scores import choose_heads, find_retrieval_heads
+
+        scoring, ranked = self.settings.scoring, load_heads(self.ranking)
+        num_chosen = len(ranked.reasoning_heads)
+        retrieval = (
+            find_retrieval_heads(base_model.model, num_chosen=num_chosen, seed=scoring.seed)
+            if scoring.heads == "retrieval"
+            else ()
+        )
+        return choose_heads(
+            ranked.reasoning_heads,
+            ranked.num_layers,
+            ranked.num_heads,
+            scoring,
+            retrieval_heads=retrieval,
+        )
 
     def _tokenize(self, base_model: LanguageModel, sample_ids: set[str]) -> Iterator[TokenizedText]:
         reads_response = self.settings.scoring.span == "response"

@@ -3,18 +3,26 @@
 A blocking check that fails ends its run. The others warn.
 """
 
+import gc
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from circuitseer_assets.method.decontamination import find_contaminated
+from circuitseer_assets.method.weights import weigh_samples
 from circuitseer_assets.records import MAX_LENGTH_CORRELATION, Artifact
+from circuitseer_assets.settings import SelectionSettings
 from resources.benchmarks import load_problems
+from resources.draw import draw_subset
 from resources.home import Home
 from resources.sample_files import read_samples
+
+NUM_EXAMPLES = 5
 
 
 def _latest(
@@ -29,6 +37,18 @@ def _latest(
     if artifact is None:
         raise dg.Failure(f"{artifact_id} is not in the warehouse; materialise {asset} again")
     return artifact, home.artifacts.folder(artifact.stage, artifact_id)
+
+
+def _parent_folder(home: Home, artifact: Artifact, stage: str) -> Path:
+    """Returns the folder of what the artifact was made from, whatever was materialised since."""
+    for parent_id in artifact.parents:
+        parent = home.warehouse.find_artifact(parent_id)
+        if parent is not None and parent.stage == stage:
+            return home.artifacts.folder(stage, parent_id)
+    raise dg.Failure(
+        f"{artifact.artifact_id} must have a parent of stage {stage} in the warehouse; "
+        f"materialise {artifact.stage} again"
+    )
 
 
 def _summary(context: dg.AssetCheckExecutionContext, asset: str) -> dict[str, Any]:
@@ -66,28 +86,34 @@ def scores_are_finite_and_differ(
 
 @dg.asset_check(asset="sample_scores", additional_deps=["pool"], blocking=True)
 def one_score_a_sample(context: dg.AssetCheckExecutionContext, home: Home) -> dg.AssetCheckResult:
-    """Every sample of the pool has one score, or one reason why it has none."""
+    """Every sample of the pool has one score, or a reason why it has none."""
     artifact, folder = _latest(context, home, "sample_scores")
-    _, pool = _latest(context, home, "pool")
-    counts = home.warehouse.query(
+    rows = home.warehouse.query(
         """
-        select
-            count(*) as num_pool,
-            count(scores.sample_id) as num_scored,
-            count(*) - count(distinct pool.sample_id) as num_repeated
+        select pool.sample_id, count(scores.sample_id) as num_scores
         from read_parquet($pool) as pool
         left join read_parquet($scores) as scores on pool.sample_id = scores.sample_id
+        group by pool.sample_id
         """,
-        {"pool": str(pool / "pool.parquet"), "scores": str(folder / "scores.parquet")},
-    ).to_pylist()[0]
-    unscored = home.warehouse.unscored_sample_ids(artifact.settings["scorer_id"])
-    num_missing = counts["num_pool"] - counts["num_scored"]
-    num_explained = len(unscored)
+        {
+            "pool": str(_parent_folder(home, artifact, "pool") / "pool.parquet"),
+            "scores": str(folder / "scores.parquet"),
+        },
+    )
+    missing = rows.filter(pc.equal(rows["num_scores"], 0))["sample_id"].to_pylist()
+    explained = home.warehouse.unscored_sample_ids(artifact.settings["scorer_id"], missing)
+    unexplained = sorted(set(missing) - explained)
+    num_repeated = int(pc.sum(pc.greater(rows["num_scores"], 1)).as_py() or 0)
+    examples = ", ".join(unexplained[:NUM_EXAMPLES])
     return _result(
-        counts["num_repeated"] == 0 and num_missing <= num_explained,
-        f"{counts['num_repeated']} samples have more than one score, {num_missing} have none, "
-        f"{num_explained} of them with a reason",
-        **counts,
+        not unexplained and num_repeated == 0,
+        f"of {rows.num_rows} pool samples {num_repeated} have more than one score, "
+        f"{len(explained)} have none and a reason, {len(unexplained)} have neither"
+        + (f", among them {examples}" if unexplained else ""),
+        num_pool=rows.num_rows,
+        num_repeated=num_repeated,
+        num_explained=len(explained),
+        num_unexplained=len(unexplained),
     )
 
 
@@ -125,11 +151,32 @@ def reasoning_heads_are_confirmed(
 
 @dg.asset_check(asset="subset", additional_deps=["sample_scores"], blocking=True)
 def subset_is_the_budget(context: dg.AssetCheckExecutionContext, home: Home) -> dg.AssetCheckResult:
-    """The subset holds exactly the budget, each sample once, all of them from the pool."""
+    """The subset holds exactly the budget, each sample once, all of them from the pool.
+
+    A budget of tokens is filled until the next sample drawn overflows it. With `debias: length`
+    only its upper bound is checked.
+    """
     artifact, folder = _latest(context, home, "subset")
-    _, scores = _latest(context, home, "sample_scores")
-    counts = home.warehouse.query(
-        """
+    members = folder / "subset_members.parquet"
+    scores = _parent_folder(home, artifact, "sample_scores") / "scores.parquet"
+    selection = SelectionSettings.model_validate(artifact.settings["selection"])
+    counts = _count_members(home, members, scores)
+    exact, budget = (
+        _compare_with_number(selection, counts)
+        if selection.budget.tokens is None
+        else _compare_with_tokens(selection, counts["num_tokens"], members, scores)
+    )
+    whole = counts["num_members"] == counts["num_rows"] == counts["num_from_pool"]
+    return _result(
+        whole and exact,
+        f"{counts['num_rows']} rows, {counts['num_members']} samples, {counts['num_from_pool']} of "
+        f"the rows from the pool, {counts['num_tokens']} tokens; {budget}",
+        num_tokens=counts["num_tokens"],
+    )
+
+
+def _count_members(home: Home, members: Path, scores: Path) -> dict[str, int]:
+    sql = """
         with pool as (
             from read_parquet($scores)
         ),
@@ -142,25 +189,38 @@ def subset_is_the_budget(context: dg.AssetCheckExecutionContext, home: Home) -> 
             (select count(*) from members) as num_rows,
             (select count(*) from members semi join pool using (sample_id)) as num_from_pool,
             (select sum(num_tokens) from pool semi join members using (sample_id)) as num_tokens
-        """,
-        {
-            "scores": str(scores / "scores.parquet"),
-            "members": str(folder / "subset_members.parquet"),
-        },
-    ).to_pylist()[0]
-    budget = artifact.settings["selection"]["budget"]
-    wanted = budget["samples"] or (
-        math.floor(budget["fraction"] * counts["num_pool"] + 0.5) if budget["fraction"] else None
-    )
-    whole = counts["num_members"] == counts["num_rows"] == counts["num_from_pool"]
-    num_tokens = int(counts["num_tokens"])
-    exact = counts["num_rows"] == wanted if wanted else num_tokens <= budget["tokens"]
-    return _result(
-        whole and exact,
-        f"{counts['num_rows']} rows, {counts['num_members']} samples, {counts['num_from_pool']} of "
-        f"them from the pool, {num_tokens} tokens; the budget is {wanted or budget['tokens']} "
-        f"{'samples' if wanted else 'tokens'}",
-        num_tokens=num_tokens,
+    """
+    params = {"scores": str(scores), "members": str(members)}
+    [counts] = home.warehouse.query(sql, params).to_pylist()
+    return {name: int(count or 0) for name, count in counts.items()}
+
+
+def _compare_with_number(
+    selection: SelectionSettings, counts: Mapping[str, int]
+) -> tuple[bool, str]:
+    budget = selection.budget
+    wanted = budget.samples
+    if wanted is None:
+        wanted = math.floor((budget.fraction or 0.0) * counts["num_pool"] + 0.5)
+    return counts["num_rows"] == wanted, f"the budget is {wanted} samples"
+
+
+def _compare_with_tokens(
+    selection: SelectionSettings, num_tokens: int, members: Path, scores: Path
+) -> tuple[bool, str]:
+    budget = selection.budget.tokens or 0
+    within, said = num_tokens <= budget, f"the budget is {budget} tokens"
+    if selection.debias != "none":
+        return within, f"{said}; whether another sample fits is not checked with debias length"
+    if not within:
+        return False, said
+    # Drawn again: the rule for where to stop is the draw's, and is written nowhere else.
+    drawn = draw_subset(weigh_samples(pq.read_table(scores), selection), selection)
+    expected = set(drawn["sample_id"].to_pylist())
+    found = set(pq.read_table(members, columns=["sample_id"])["sample_id"].to_pylist())
+    return found == expected, (
+        f"{said}; drawn again it is {len(expected)} samples, of which {len(expected - found)} are "
+        f"not in the subset, and {len(found - expected)} of the subset are not among them"
     )
 
 
@@ -172,7 +232,7 @@ def subset_is_the_budget(context: dg.AssetCheckExecutionContext, home: Home) -> 
 def no_benchmark_problem_in_pool_or_probes(
     context: dg.AssetCheckExecutionContext, home: Home
 ) -> dg.AssetCheckResult:
-    """No problem of a listed benchmark is in the pool or among the probes."""
+    """No problem of a listed benchmark is in the pool or among the probes, controls included."""
     _, pool = _latest(context, home, "pool")
     _, probes = _latest(context, home, "probe_set")
     _, corpus = _latest(context, home, "corpus")
@@ -185,6 +245,8 @@ def no_benchmark_problem_in_pool_or_probes(
         "ranking probes": read_samples(probes / "ranking"),
         "confirmation probes": read_samples(probes / "confirmation"),
     }
+    if (probes / "control").is_dir():  # a probe set may do without
+        places["control probes"] = read_samples(probes / "control")
     found = {place: list(find_contaminated(rows, problems)) for place, rows in places.items()}
     said = ", ".join(f"{len(rows)} in the {place}" for place, rows in found.items())
     return _result(
@@ -198,28 +260,74 @@ def no_benchmark_problem_in_pool_or_probes(
 def checkpoint_loads_and_its_loss_fell(
     context: dg.AssetCheckExecutionContext, home: Home
 ) -> dg.AssetCheckResult:
-    """The checkpoint's weights can be read and are finite, and the training loss fell."""
+    """The checkpoint loads whole, is finite and generates, and the training loss fell."""
     summary = _summary(context, "checkpoint")
     first, final = float(summary["first_loss_nats"]), float(summary["final_loss_nats"])
-    model = home.tracking().model_folder(str(summary["mlflow_model_uri"]))
-    num_weights, num_bad = count_weights(model)
+    faults = find_model_faults(home.tracking().model_folder(str(summary["mlflow_model_uri"])))
     return _result(
-        num_weights > 0 and num_bad == 0 and final < first,
-        f"the loss went from {first:.4f} to {final:.4f} nats a token; {num_bad} of {num_weights} "
-        f"tensors hold values that are not finite",
-        num_tensors=num_weights,
+        not faults and final < first,
+        f"the loss went from {first:.4f} to {final:.4f} nats a token; "
+        + ("; ".join(faults) or "the model loads whole, is finite and generates"),
+        num_faults=len(faults),
     )
 
 
-def count_weights(model: Path) -> tuple[int, int]:
-    """Returns how many tensors a model folder holds, and how many have non-finite values."""
-    import torch
-    from safetensors import safe_open
+def find_model_faults(folder: Path) -> list[str]:
+    """Returns what keeps the model in a folder from use, in words; nothing for a sound model.
 
-    num_tensors = num_bad = 0
-    for path in sorted(model.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                num_tensors += 1
-                num_bad += not bool(torch.isfinite(tensors.get_tensor(name)).all())
-    return num_tensors, num_bad
+    The model is loaded as it was saved, on the CPU, and let go of again. Tensors that are tied to
+    others need not be stored.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # Whatever a damaged file makes the libraries raise is the finding, not a bug of the check.
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            output_loading_info=True,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:
+        return [f"the model does not load: {_in_words(error)}"]
+    model, info = loaded
+    try:
+        faults = _find_weight_faults(model, info)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return faults or _find_generation_faults(model.eval(), tokenizer)
+    except Exception as error:
+        return [f"the model does not generate: {_in_words(error)}"]
+    finally:
+        del model, loaded
+        gc.collect()  # a model's modules refer to each other, and a later stage needs the memory
+
+
+def _find_weight_faults(model: Any, info: Mapping[str, Any]) -> list[str]:
+    import torch
+
+    faults = []
+    for kind in ("missing", "unexpected", "mismatched"):
+        if keys := sorted(map(str, info[f"{kind}_keys"])):
+            faults.append(f"{len(keys)} tensors are {kind}: {', '.join(keys[:NUM_EXAMPLES])}")
+    bad = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if bad:
+        named = ", ".join(bad[:NUM_EXAMPLES])
+        faults.append(f"{len(bad)} tensors hold values that are not finite: {named}")
+    return faults
+
+
+def _find_generation_faults(model: Any, tokenizer: Any) -> list[str]:
+    inputs = tokenizer("1 + 1 =", return_tensors="pt")
+    written = model.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=1,
+        do_sample=False,
+    )
+    num_new = int(written.shape[1] - inputs["input_ids"].shape[1])
+    return [] if num_new == 1 else [f"asked for 1 token, the model generated {num_new}"]
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -110,8 +110,15 @@ def main() -> None:
     try:
         app()
     except CircuitSeerError as error:
-        console.print(f"circuitseer: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        # A folder that cannot be written or read: the system's own words name it and the reason.
+        _refuse(f"{error.filename or 'the system'}: {error.strerror or error}; free or correct it")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    console.print(f"circuitseer: {sentence}", style="red", markup=False, soft_wrap=True)
+    sys.exit(2)
 
 
 def _end_quietly() -> None:

@@ -6,12 +6,13 @@ and nothing else. `execution` is no slice: it says how fast to compute, never wh
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from circuitseer_assets.errors import SettingsError
 
@@ -28,9 +29,20 @@ SLICES = (
     "evaluation",
 )
 
+
+def _commit(revision: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(
+            "must be a commit of 40 hexadecimal digits, for a branch or a tag may move; take one "
+            "from the page on the hub, under Files, History"
+        )
+    return revision
+
+
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Commit = Annotated[str, AfterValidator(_commit)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -72,7 +84,7 @@ class HubModel(_Model):
 
     source: Literal["hub"]
     repo_id: Text
-    revision: Text
+    revision: Commit
 
 
 class GgufModel(_Model):
@@ -150,7 +162,7 @@ class HubCorpus(_Corpus):
 
     source: Literal["hub"]
     repo_id: Text
-    revision: Text
+    revision: Commit
     config_name: str | None = None
     split: Text = "train"
     columns: Columns

@@ -139,12 +139,18 @@ class ArtifactStore:
             return False
         return True
 
+    def remove(self, stage: str, artifact_id: str) -> None:
+        """Returns when the artifact's files are gone; a reader sees all of them or none."""
+        folder = self.folder(stage, artifact_id)
+        if folder.exists():
+            broken = _temporary_beside(folder)
+            folder.rename(broken)
+            shutil.rmtree(broken, ignore_errors=True)
+
     def _put_in_place(self, temporary: Path, stage: str, artifact_id: str) -> None:
         destination = self.folder(stage, artifact_id)
         if destination.exists() and not self.is_whole(stage, artifact_id):
-            broken = _temporary_beside(destination)
-            destination.rename(broken)
-            shutil.rmtree(broken, ignore_errors=True)
+            self.remove(stage, artifact_id)
         try:
             temporary.replace(destination)
         except OSError:

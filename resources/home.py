@@ -1,9 +1,11 @@
 """The home: the one folder everything made lies in, and the settings in use for it."""
 
+import importlib.metadata
 import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -19,6 +21,8 @@ from circuitseer_assets.settings import (
     settings_path,
 )
 from resources.artifacts import ArtifactStore, digest_file
+from resources.benchmarks import task_version
+from resources.control_texts import PROSE_FILE
 from resources.corpora import corpus_files
 from resources.language_model import identify_model, resolve_dtype
 from resources.tracking import Tracking
@@ -111,18 +115,28 @@ def slice_version(settings: Settings, name: str, *, models: Path) -> str:
         CircuitSeerError: a file the slice names does not exist.
     """
     files = [[path.name, _digest_once(path)] for path in _files_of(settings, name)]
-    model: dict[str, str] = {}
+    return digest_of([name, settings.slice(name), files, _beside_files(settings, name, models)])
+
+
+def _beside_files(settings: Settings, name: str, models: Path) -> Any:
+    """Returns what else a slice stands for: weights, a generator's version, a task's wording."""
     if name == "base_model" and not isinstance(settings.base_model, HubModel):
-        model = asdict(identify_model(settings.base_model, cache=models))
-    return digest_of([name, settings.slice(name), files, model])
+        return asdict(identify_model(settings.base_model, cache=models))
+    if name == "corpus" and settings.corpus.source == "reasoning_gym":
+        return importlib.metadata.version("reasoning-gym")
+    if name == "decontamination":
+        return [task_version(benchmark) for benchmark in settings.decontamination.benchmarks]
+    return None
 
 
 def _files_of(settings: Settings, name: str) -> list[Path]:
     if name == "corpus":
         return corpus_files(settings.corpus)
     if name == "probe_set":
-        path = settings.probe_set.control.path
-        return [resolve_path(path)] if path else []
+        control = settings.probe_set.control
+        if control.source == "prose":
+            return [PROSE_FILE]
+        return [resolve_path(control.path)] if control.path else []
     if name == "decontamination":
         return [path for b in settings.decontamination.benchmarks for path in b.files()]
     return []

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,12 +142,6 @@ def find_model_folder(settings: LocalModel | HubModel) -> Path:
 def _downloaded(settings: HubModel) -> Path:
     from huggingface_hub import snapshot_download
 
-    if not re.fullmatch(r"[0-9a-f]{40}", settings.revision):
-        raise ModelError(
-            f"base_model.revision must be a commit of 40 hexadecimal digits, got "
-            f"{settings.revision!r}, which may move; take one from the model's page on the hub, "
-            f"under Files, History"
-        )
     try:
         folder = snapshot_download(
             settings.repo_id,

@@ -9,12 +9,14 @@ import yaml
 from circuitseer_assets.errors import SettingsError
 from circuitseer_assets.settings import (
     PROJECT_ROOT,
+    Settings,
     home_path,
     load_settings,
     parse_settings,
     resolve_path,
     settings_path,
 )
+from resources.corpora import corpus_files
 
 
 def write_overrides(preset: str | None, corpus: str | None, evaluation: str | None) -> Path:
@@ -25,6 +27,12 @@ def write_overrides(preset: str | None, corpus: str | None, evaluation: str | No
     """
     if preset is None and corpus is None and evaluation is None:
         return home_path()
+    named = os.environ.get("CIRCUITSEER_SETTINGS")
+    if named:
+        raise SettingsError(
+            f"PRESET, CORPUS and EVAL must not be given while CIRCUITSEER_SETTINGS names the "
+            f"settings ({named}); unset one or the other"
+        )
     source = _preset_path(preset) if preset else settings_path(home_path())
     load_settings(source)
     values: dict[str, Any] = yaml.safe_load(source.read_text(encoding="utf-8"))
@@ -33,6 +41,7 @@ def write_overrides(preset: str | None, corpus: str | None, evaluation: str | No
     if evaluation:
         _override_benchmark(values, _existing_file("EVAL", evaluation))
     settings = parse_settings(values, origin=source.name)
+    _check_files(settings)
     folder = _home_of_preset(settings.preset)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "settings.yaml.part"
@@ -43,6 +52,18 @@ def write_overrides(preset: str | None, corpus: str | None, evaluation: str | No
     )
     part.replace(folder / "settings.yaml")
     return folder
+
+
+def _check_files(settings: Settings) -> None:
+    """Returns when every file the settings name exists: what cannot run replaces nothing."""
+    corpus_files(settings.corpus)
+    for benchmark in settings.decontamination.benchmarks:
+        for path in benchmark.files():
+            if not path.is_file():
+                raise SettingsError(
+                    f"the benchmark {benchmark.task} must name existing files, {path} does not "
+                    f"exist; give EVAL=path/to/file, or correct decontamination.benchmarks"
+                )
 
 
 def home_of(preset: str | None) -> Path:

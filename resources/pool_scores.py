@@ -16,29 +16,41 @@ _UNSCORED_SCHEMA = pa.schema(
     [("sample_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
 )
 
-_MISSING = """
-    select pool.sample_id
-    from read_parquet($pool) as pool
-    where not exists (
-        from sample_scores as done
-        where done.scorer_id = $scorer_id and done.sample_id = pool.sample_id
+_NOT_LOOKED_AT = """
+    not exists (
+        from sample_scores as own
+        where own.scorer_id = $scorer_id and own.sample_id = pool.sample_id
     ) and not exists (
-        from unscored_samples as done
-        where done.scorer_id = $scorer_id and done.sample_id = pool.sample_id
+        from unscored_samples as own
+        where own.scorer_id = $scorer_id and own.sample_id = pool.sample_id
     )
 """
 
-_SHARED = """
-    select pool.sample_id, any_value(done.score) as score, any_value(done.num_tokens) as num_tokens
+_MISSING = f"select pool.sample_id from read_parquet($pool) as pool where {_NOT_LOOKED_AT}"
+
+_SHARED_SCORES = f"""
+    select distinct on (pool.sample_id) pool.sample_id, done.score, done.num_tokens
     from read_parquet($pool) as pool
     inner join samples as twin on pool.prompt_id = twin.prompt_id
     inner join sample_scores as done
         on twin.sample_id = done.sample_id and done.scorer_id = $scorer_id
-    where not exists (
-        from sample_scores as own
-        where own.scorer_id = $scorer_id and own.sample_id = pool.sample_id
+    where {_NOT_LOOKED_AT}
+    order by pool.sample_id, twin.sample_id
+"""
+
+# Where one twin has a score and another a reason, the score is taken.
+_SHARED_REASONS = f"""
+    select distinct on (pool.sample_id) pool.sample_id, done.reason, done.detail
+    from read_parquet($pool) as pool
+    inner join samples as twin on pool.prompt_id = twin.prompt_id
+    inner join unscored_samples as done
+        on twin.sample_id = done.sample_id and done.scorer_id = $scorer_id
+    where {_NOT_LOOKED_AT} and not exists (
+        from sample_scores as scored
+        inner join samples as other on scored.sample_id = other.sample_id
+        where scored.scorer_id = $scorer_id and other.prompt_id = pool.prompt_id
     )
-    group by pool.sample_id
+    order by pool.sample_id, twin.sample_id
 """
 
 _POOL_SCORES = """
@@ -58,13 +70,19 @@ _POOL_SCORES = """
 
 
 def share_scores(warehouse: Warehouse, scorer_id: str, pool: Path) -> int:
-    """Returns how many pool samples took over the score of a sample with the same prompt."""
+    """Returns how many pool samples took over the score of a sample with the same prompt.
+
+    Those whose prompt could not be scored take over the reason. Only for a scorer that reads the
+    prompt alone: one that reads the response has something else to say of each.
+    """
     params = {"scorer_id": scorer_id, "pool": str(pool)}
-    return warehouse.append_scores(scorer_id, warehouse.query(_SHARED, params))
+    scores = warehouse.query(_SHARED_SCORES, params)
+    reasons = warehouse.query(_SHARED_REASONS, params)
+    return warehouse.append_scores(scorer_id, scores, reasons)
 
 
 def missing_sample_ids(warehouse: Warehouse, scorer_id: str, pool: Path) -> set[str]:
-    """Returns the pool samples that this scorer has not looked at."""
+    """Returns the pool samples that have neither a score by this scorer nor a reason for none."""
     params = {"scorer_id": scorer_id, "pool": str(pool)}
     return set(warehouse.query(_MISSING, params)["sample_id"].to_pylist())
 

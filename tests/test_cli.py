@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from circuitseer_assets.errors import SettingsError
+from circuitseer_assets.errors import CircuitSeerError, SettingsError
 from resources.overrides import home_of, write_overrides
 from tests.conftest import small_settings, write_settings
 
@@ -60,6 +60,8 @@ def test_overrides_are_written_to_the_home_and_are_then_in_use(home: Path, tmp_p
 @pytest.mark.parametrize(
     ("preset", "corpus", "evaluation", "message"),
     [
+        ("gsm8k", None, None, "train.jsonl"),
+        ("gsm8k", __file__, None, "benchmark gsm8k must name existing files"),
         ("gsm9k", None, None, "PRESET must be one of gsm8k, paper, paper-1gpu, .* got 'gsm9k'"),
         ("../tiny", None, None, "PRESET must be one of"),
         ("gsm8k", "no/such.jsonl", None, "CORPUS must be an existing file, got 'no/such.jsonl'"),
@@ -70,7 +72,7 @@ def test_overrides_are_written_to_the_home_and_are_then_in_use(home: Path, tmp_p
 def test_a_bad_override_leaves_nothing(
     home: Path, preset: str, corpus: str | None, evaluation: str | None, message: str
 ) -> None:
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(CircuitSeerError, match=message):
         write_overrides(preset, corpus, evaluation)
     assert not home.exists()
 
@@ -141,6 +143,24 @@ def test_a_corpus_without_usable_rows_ends_in_one_sentence(
     assert last.startswith("circuitseer: ")
     assert message in last
     assert not [p for p in (home / "artifacts").rglob("*") if p.is_file()]
+
+
+def test_overrides_and_a_named_settings_file_are_not_mixed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIRCUITSEER_SETTINGS", "presets/tiny.yaml")
+    with pytest.raises(SettingsError, match="must not be given while CIRCUITSEER_SETTINGS names"):
+        write_overrides("smollm2", None, None)
+    assert not home.exists()
+
+
+def test_a_home_that_is_a_file_ends_in_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    done = circuitseer(path, "run")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert str(path) in done.stderr
 
 
 def test_help_names_every_command(home: Path) -> None:

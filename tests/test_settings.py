@@ -66,6 +66,21 @@ BAD = [
     ("head_ranking.fraction", 1.5, "head_ranking.fraction: .*less than or equal to 1, got 1.5"),
     ("scoring.reading", "loudness", "scoring.reading: .*'attention_variance'.* got 'loudness'"),
     ("preset", "../x", "preset: .*pattern.* got '../x'"),
+    (
+        "base_model",
+        {"source": "hub", "repo_id": "a/b", "revision": "main"},
+        "base_model.revision: must be a commit of 40 hexadecimal digits, .* got 'main'",
+    ),
+    (
+        "corpus",
+        {
+            "source": "hub",
+            "repo_id": "a/b",
+            "revision": "main",
+            "columns": {"messages": "messages"},
+        },
+        "corpus.revision: must be a commit of 40 hexadecimal digits, .* got 'main'",
+    ),
 ]
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from circuitseer_assets.assets.slices import settings_key
 from circuitseer_assets.assets.stage import Made, StageRun
+from circuitseer_assets.errors import ArtifactError
 from circuitseer_assets.method.figures import draw_loss_curve, to_markdown_image
 from circuitseer_assets.records import Artifact, artifact_id_of
 from resources.artifacts import digest_file
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 CODE_VERSION = "1"
 CHECKPOINT_FILE = "checkpoint.json"
+WEIGHTS_FILE = "weights.json"
 
 
 @dg.asset(
@@ -49,8 +51,23 @@ def checkpoint(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeR
         [subset],
         lambda folder: _train_and_log(run, subset, checkpoint_id, folder),
         code_version=CODE_VERSION,
+        still_whole=lambda folder: _model_is_there(home, folder),
     )
     return run.result(done)
+
+
+def _model_is_there(home: Home, folder: Path) -> bool:
+    """Returns whether MLflow still holds the weights, and they are the ones that were logged."""
+    try:
+        model = home.tracking().model_folder(load_checkpoint(folder)["mlflow_model_uri"])
+    except ArtifactError:
+        return False
+    recorded = json.loads((folder / WEIGHTS_FILE).read_text())
+    return bool(recorded == _weights(model))
+
+
+def _weights(model: Path) -> dict[str, str]:
+    return {path.name: digest_file(path) for path in sorted(model.glob("*.safetensors"))}
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
@@ -117,8 +134,7 @@ def _describe(
     model: Path,
     folder: Path,
 ) -> dict[str, Any]:
-    weights = {p.name: digest_file(p) for p in sorted(model.glob("*.safetensors"))}
-    (folder / "weights.json").write_text(json.dumps(weights, indent=1))
+    (folder / WEIGHTS_FILE).write_text(json.dumps(_weights(model), indent=1))
     stored = {
         "mlflow_model_uri": uri,
         "losses": fine_tuning.losses,
@@ -141,7 +157,7 @@ def _describe(
     }
     steps, losses = zip(*fine_tuning.losses, strict=True)
     return {
-        "data": ["weights.json"],
+        "data": [WEIGHTS_FILE, CHECKPOINT_FILE],
         "rows": {"checkpoints": pa.Table.from_pylist([row])},
         "summary": {
             "loss_curve_md": to_markdown_image(draw_loss_curve(steps, losses), "training loss"),

@@ -97,6 +97,7 @@ def _evaluate_model(
             [run.settings.decontamination.benchmark(task) for task in settings.tasks],
             settings,
             folder=run.home.folder / "benchmarks",
+            responses=folder / "responses.jsonl",
             report_progress=lambda task, done, total: progress(done, total),
         )
         rows = _outcome_rows(outcomes, evaluation_id, ids, language_model.model_digest)

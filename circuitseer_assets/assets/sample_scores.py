@@ -91,14 +91,14 @@ class PoolScorer:
     def score_pool(self, folder: Path) -> Made:
         """Returns the pool's scores, of which only missing ones were computed."""
         warehouse = self.home.warehouse
-        share_scores(warehouse, self.scorer_id, self.pool)
+        self._share_scores()
         missing = missing_sample_ids(warehouse, self.scorer_id, self.pool)
         unmeasured = unmeasured_sample_ids(warehouse, self.tokenizer_id, self.pool)
         if missing or unmeasured:
             base_model = load_language_model(self.settings.base_model, cache=self.home.models)
             self._measure_lengths(base_model, unmeasured)
             self._score_samples(base_model, missing)
-        share_scores(warehouse, self.scorer_id, self.pool)
+        self._share_scores()
         scores = read_pool_scores(warehouse, self.scorer_id, self.tokenizer_id, self.pool)
         num_pool = pq.read_metadata(self.pool).num_rows
         if scores.num_rows == 0:
@@ -115,6 +115,14 @@ class PoolScorer:
             **summarise_scores(scores, self._texts_of),
         }
         return Made(data=["scores.parquet"], summary=summary)
+
+    @property
+    def _reads_response(self) -> bool:
+        return self.settings.scoring.span == "response"
+
+    def _share_scores(self) -> None:
+        if not self._reads_response:  # else equal prompts have scores of their own
+            share_scores(self.home.warehouse, self.scorer_id, self.pool)
 
     def _measure_lengths(self, base_model: LanguageModel, sample_ids: set[str]) -> None:
         lengths = {}
@@ -159,13 +167,12 @@ class PoolScorer:
         )
 
     def _tokenize(self, base_model: LanguageModel, sample_ids: set[str]) -> Iterator[TokenizedText]:
-        reads_response = self.settings.scoring.span == "response"
         prompts_seen: set[str] = set()
         for sample in read_samples(self.corpus, sample_ids=sample_ids):
-            if sample.prompt_id in prompts_seen and not reads_response:
+            if sample.prompt_id in prompts_seen and not self._reads_response:
                 continue
             prompts_seen.add(sample.prompt_id)
-            response = sample.response if reads_response else None
+            response = sample.response if self._reads_response else None
             yield base_model.tokenize(sample.sample_id, sample.messages, response)
 
     def _texts_of(self, sample_ids: Iterable[str]) -> dict[str, str]:

@@ -123,16 +123,21 @@ class StageRun:
         *,
         code_version: str,
         also_from: Sequence[Artifact] = (),
+        still_whole: Callable[[Path], bool] | None = None,
     ) -> Materialised:
         """Returns the artifact with this identity: the stored one if it is whole, else a new one.
 
         `also_from` are parents that follow from the others, and so are no part of the identity.
+        `still_whole` is asked of a stored artifact whose content lies partly outside the store.
         """
         ids = [parent.artifact_id for parent in parents]
         artifact_id = artifact_id_of(stage, identity, ids, code_version)
         ids += [parent.artifact_id for parent in also_from]
         found = self.reuse(artifact_id, stage)
-        if found is not None:
+        if found is not None and still_whole is not None and not still_whole(found.folder):
+            log.warning("%s: %s is no longer whole and is made again", stage, artifact_id)
+            self.home.artifacts.remove(stage, artifact_id)
+        elif found is not None:
             return found
         started = time.monotonic()
         with self.home.artifacts.write(stage, artifact_id) as folder:

@@ -49,7 +49,7 @@ def subset(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResul
         code_version=CODE_VERSION,
         also_from=[frozen.artifact for frozen in strata],
     )
-    command = f"circuitseer export {subset_id} --format jsonl"
+    command = f"CIRCUITSEER_HOME={home.folder} circuitseer export {subset_id} --format jsonl"
     return run.result(done, export=dg.MetadataValue.text(command))
 
 

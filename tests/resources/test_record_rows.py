@@ -44,7 +44,7 @@ def make_ranking(
     ("model", "source", "name", "revision"),
     [
         (LocalModel(source="local", path="models/tiny"), "local", "models/tiny", None),
-        (HubModel(source="hub", repo_id="org/m", revision="abc"), "hub", "org/m", "abc"),
+        (HubModel(source="hub", repo_id="org/m", revision="0" * 40), "hub", "org/m", "0" * 40),
         (GgufModel(source="gguf", file="deep/m.gguf", package="p"), "gguf", "m.gguf", None),
     ],
 )

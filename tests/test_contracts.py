@@ -1,0 +1,31 @@
+"""The import contracts hold, and what the documents point at exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from circuitseer_assets.settings import PROJECT_ROOT
+
+
+def test_imports_go_one_way_and_the_method_names_no_service() -> None:
+    program = str(Path(sys.executable).with_name("lint-imports"))
+    done = subprocess.run(
+        [program, "--no-cache"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
+    text = (PROJECT_ROOT / document).read_text()
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
+        assert (PROJECT_ROOT / target).exists(), target
+
+
+def test_the_readme_names_every_make_target_that_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT_ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([a-z-]+)", (PROJECT_ROOT / "README.md").read_text()))
+    assert named <= targets

@@ -310,7 +310,9 @@ def _find_weight_faults(model: Any, info: Mapping[str, Any]) -> list[str]:
     for kind in ("missing", "unexpected", "mismatched"):
         if keys := sorted(map(str, info[f"{kind}_keys"])):
             faults.append(f"{len(keys)} tensors are {kind}: {', '.join(keys[:NUM_EXAMPLES])}")
-    bad = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    # A tied tensor is named once.
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    bad = [name for name, tensor in tensors if not torch.isfinite(tensor).all()]
     if bad:
         named = ", ".join(bad[:NUM_EXAMPLES])
         faults.append(f"{len(bad)} tensors hold values that are not finite: {named}")

@@ -81,26 +81,23 @@ def observe_now(home: Home) -> list[str]:
 
 
 def _first_failure(result: dg.ExecuteInProcessResult) -> str:
+    for evaluation in result.get_asset_check_evaluations():
+        if not evaluation.passed and evaluation.blocking:
+            return (
+                f"the blocking check {evaluation.check_name} of "
+                f"{evaluation.asset_key.to_user_string()} failed: "
+                f"{evaluation.description or 'see its metadata in the Dagster UI'}"
+            )
     for event in result.all_events:
         if event.is_step_failure:
             error = event.step_failure_data.error
             while error is not None and error.cause is not None:
                 error = error.cause
             said = error.message.strip() if error else "no message"
-            name = said.split(":", 1)[0]
-            if name.endswith("Error") and name.rsplit(".", 1)[-1] in _OUR_ERRORS:
-                return said.split(":", 1)[1].strip()
+            name, _, sentence = said.partition(":")
+            if name.rsplit(".", 1)[-1] in _OUR_ERRORS:
+                return sentence.strip()
             return f"step {event.step_key} failed: {said}"
-    failed = [
-        evaluation
-        for evaluation in result.get_asset_check_evaluations()
-        if not evaluation.passed and evaluation.blocking
-    ]
-    if failed:
-        return (
-            f"the blocking check {failed[0].check_name} of {failed[0].asset_key.to_user_string()} "
-            f"failed: {failed[0].description or 'see its metadata'}"
-        )
     return "the run failed; see its events in the Dagster UI"
 
 

@@ -108,7 +108,9 @@ def test_the_export_holds_the_original_columns_in_corpus_order(
 ) -> None:
     from resources.export import export_subset
 
-    path, num_rows = export_subset(home, "latest", file_format, tmp_path / f"out.{file_format}")
+    path, num_rows = export_subset(
+        home, first_run.of("subset", "artifact_id"), file_format, tmp_path / f"out.{file_format}"
+    )
     rows = (
         [json.loads(line) for line in path.read_text().splitlines()]
         if file_format == "jsonl"

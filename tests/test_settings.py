@@ -65,6 +65,11 @@ BAD = [
     ("training.epochs", "two", "training.epochs: .*valid number, got 'two'"),
     ("head_ranking.fraction", 1.5, "head_ranking.fraction: .*less than or equal to 1, got 1.5"),
     ("scoring.reading", "loudness", "scoring.reading: .*'attention_variance'.* got 'loudness'"),
+    (
+        "corpus",
+        {"source": "reasoning_gym", "num_samples": 9, "held_out_share": 0.1},
+        "corpus.held_out_share: .*greater than or equal to 0.2, got 0.1",
+    ),
     ("preset", "../x", "preset: .*pattern.* got '../x'"),
     (
         "base_model",

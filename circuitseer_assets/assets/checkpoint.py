@@ -78,7 +78,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
 
 def _train_and_log(run: StageRun, subset: Artifact, checkpoint_id: str, folder: Path) -> Made:
     tags = {
-        "dagster_run_id": run.context.run_id,
+        "dagster_run_id": run.context.run.run_id,
         "dagster_asset": "checkpoint",
         "artifact_id": checkpoint_id,
         "subset_id": subset.artifact_id,

@@ -11,6 +11,7 @@ import dagster as dg
 from dagster_dbt import (
     DagsterDbtTranslator,
     DagsterDbtTranslatorSettings,
+    DbtCliInvocation,
     DbtCliResource,
     DbtProject,
     dbt_assets,
@@ -89,4 +90,19 @@ def dbt_models(context: dg.AssetExecutionContext, dbt: DbtCliResource, home: Hom
     os.environ["CIRCUITSEER_WAREHOUSE"] = str(home.warehouse.path)
     os.environ["DBT_SEND_ANONYMOUS_USAGE_STATS"] = "false"
     build = dbt.cli(["build"], context=context, target_path=home.folder / "dbt")
-    yield from build.stream().fetch_row_counts().fetch_column_metadata()
+    try:
+        yield from build.stream().fetch_row_counts().fetch_column_metadata()
+    finally:
+        _release_warehouse(build)
+
+
+def _release_warehouse(build: DbtCliInvocation) -> None:
+    # Row counts and column metadata are read in this process, by an adapter that keeps its
+    # connection: no later step could open the warehouse.
+    if build.adapter is None:
+        return
+    manager: Any = type(build.adapter.connections)
+    build.adapter.cleanup_connections()
+    if manager._ENV is not None:
+        manager._ENV.close()
+        manager._ENV = None

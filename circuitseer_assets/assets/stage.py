@@ -153,7 +153,7 @@ class StageRun:
             parents=tuple(ids),
             settings=identity,
             code_version=code_version,
-            dagster_run_id=self.context.run_id,
+            dagster_run_id=self.context.run.run_id,
             mlflow_run_id=made.mlflow_run_id,
         )
         self.home.warehouse.record(artifact, made.rows)

@@ -138,18 +138,16 @@ def test_nothing_is_shared_across_scorers(warehouse: Warehouse, pool: Path) -> N
     assert reasons_of(warehouse, "another") == {}
 
 
-def test_a_score_is_shared_before_a_reason_and_no_sample_has_both(
-    warehouse: Warehouse, tmp_path: Path
-) -> None:
-    record = {"d1": "d", "d2": "d", "d3": "d"}
-    other = Warehouse(tmp_path / "other.duckdb", wait_s=5)
-    record_corpus(other, record)
+def test_a_score_is_shared_before_a_reason_and_no_sample_has_both(tmp_path: Path) -> None:
+    triplets = {"d1": "d", "d2": "d", "d3": "d"}
+    warehouse = Warehouse(tmp_path / "warehouse.duckdb", wait_s=5)
+    record_corpus(warehouse, triplets)
     shard = [UnscoredSample("d1", "too_long", "99 tokens"), SampleScore("d2", 0.5, 9)]
-    commit_shard(other, "scorer", shard)
-    pool = write_pool(tmp_path / "d.parquet", record)
-    assert share_scores(other, "scorer", pool) == 1
-    assert scores_of(other, "scorer") == {"d2": 0.5, "d3": 0.5}
-    assert reasons_of(other, "scorer") == {"d1": ("too_long", "99 tokens")}
+    commit_shard(warehouse, "scorer", shard)
+    pool = write_pool(tmp_path / "pool.parquet", triplets)
+    assert share_scores(warehouse, "scorer", pool) == 1
+    assert scores_of(warehouse, "scorer") == {"d2": 0.5, "d3": 0.5}
+    assert reasons_of(warehouse, "scorer") == {"d1": ("too_long", "99 tokens")}
 
 
 def test_a_twin_outside_the_pool_shares_too(warehouse: Warehouse, tmp_path: Path) -> None:

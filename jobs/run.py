@@ -90,13 +90,15 @@ def _first_failure(result: dg.ExecuteInProcessResult) -> str:
             )
     for event in result.all_events:
         if event.is_step_failure:
-            error = event.step_failure_data.error
-            while error is not None and error.cause is not None:
+            error, said = event.step_failure_data.error, "no message"
+            # From Dagster's own wrapper inwards: our sentence, where there is one, stands before
+            # the library's error that it was raised from.
+            while error is not None:
+                said = error.message.strip()
+                name, _, sentence = said.partition(":")
+                if name.rsplit(".", 1)[-1] in _OUR_ERRORS:
+                    return sentence.strip()
                 error = error.cause
-            said = error.message.strip() if error else "no message"
-            name, _, sentence = said.partition(":")
-            if name.rsplit(".", 1)[-1] in _OUR_ERRORS:
-                return sentence.strip()
             return f"step {event.step_key} failed: {said}"
     return "the run failed; see its events in the Dagster UI"
 

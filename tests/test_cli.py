@@ -84,7 +84,7 @@ def test_a_bad_override_leaves_nothing(
         ({"selection": {"budget": {"samples": 0}}}, "selection.budget.samples: "),
         (
             {"base_model": {"source": "local", "path": "models/none"}},
-            "base_model.path must be a folder",
+            "base_model must be a folder with a config.json",
         ),
         (
             {

@@ -1,7 +1,7 @@
 """Stage head_ranking: what ablating each head costs, and which heads are the reasoning heads."""
 
 import json
-from collections.abc import Callable
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from circuitseer_assets.records import (
     TokenizedText,
     artifact_id_of,
 )
-from circuitseer_assets.settings import Settings
 from resources.home import Home
+from resources.journal import FileJournal
 from resources.language_model import LanguageModel, load_language_model
 from resources.record_rows import base_model_rows, head_importance_rows, head_ranking_rows
 from resources.sample_files import read_samples
@@ -55,25 +55,19 @@ def head_ranking(context: dg.AssetExecutionContext, home: Home) -> dg.Materializ
         "head_ranking",
         identity,
         [probes],
-        lambda folder: _rank(
-            run.settings, home, run.folder(probes), ranking_id, folder, run.progress("head_ranking")
-        ),
+        lambda folder: _rank(run, run.folder(probes), ranking_id, folder),
         code_version=CODE_VERSION,
     )
     return run.result(done)
 
 
-def _rank(
-    settings: Settings,
-    home: Home,
-    probes: Path,
-    ranking_id: str,
-    folder: Path,
-    report_progress: Callable[[int, int], None],
-) -> Made:
+def _rank(run: StageRun, probes: Path, ranking_id: str, folder: Path) -> Made:
     from circuitseer_assets.method.head_ranking import rank_heads
 
-    base_model = load_language_model(settings.base_model, cache=home.models)
+    settings = run.settings
+    base_model = load_language_model(settings.base_model, cache=run.home.models)
+    # The work folder outlives a killed run: the next one measures only what the journal lacks.
+    work = run.home.folder / "work" / ranking_id
     texts = {kind: _tokenize_probes(base_model, probes, kind) for kind in PROBE_KINDS}
     ranking = rank_heads(
         base_model.model,
@@ -82,8 +76,10 @@ def _rank(
         control=texts["control"],
         settings=settings.head_ranking,
         max_batch_tokens=settings.execution.max_batch_tokens,
-        report_progress=report_progress,
+        report_progress=run.progress("head_ranking, ablations"),
+        journal=FileJournal(work / "journal.jsonl"),
     )
+    shutil.rmtree(work)
     rows = head_importance_rows(ranking_id, ranking)
     pq.write_table(rows, folder / "head_importance.parquet")
     (folder / "head_ranking.json").write_text(json.dumps(asdict(ranking), indent=1))

@@ -156,21 +156,29 @@ def race(
         progress: counts the ablations; what dropped heads are spared is taken off its total.
     """
     texts = _hash_ordered(texts, settings.seed)
-    running: BoolArray = np.ones(len(lab.heads), dtype=np.bool_)
-    first = len(texts) if settings.exhaustive else settings.first_round_probes
     measured = Measured(np.empty((len(lab.heads), 0)), np.empty(0))
-    for end in statistics.round_ends(len(texts), first):
+    num_running = len(lab.heads)
+
+    def measure(end: int, running: BoolArray) -> FloatArray:
+        nonlocal measured, num_running
+        left = int(running.sum())
+        progress.total -= (num_running - left) * (len(texts) - measured.num_probes)
+        num_running = left
         new = lab.measure(texts[measured.num_probes : end], running, progress)
         measured = Measured(
             np.hstack([measured.effects, new.effects]),
             np.hstack([measured.clean_losses_nats, new.clean_losses_nats]),
         )
-        effects = measured.effects - control_part(measured, on_control)[:, None]
-        stay = statistics.race_survivors(
-            effects[running], num_probes=len(texts), k=k, z=settings.interval_z
-        )
-        progress.total -= int((~stay).sum()) * (len(texts) - end)
-        running[running] = stay
+        return measured.effects - control_part(measured, on_control)[:, None]
+
+    statistics.run_race(
+        measure,
+        num_heads=len(lab.heads),
+        num_probes=len(texts),
+        k=k,
+        first_round_probes=len(texts) if settings.exhaustive else settings.first_round_probes,
+        z=settings.interval_z,
+    )
     return measured
 
 

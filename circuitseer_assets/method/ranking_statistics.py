@@ -8,7 +8,7 @@ and Holm's correction are this project's.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,37 @@ def round_ends(num_probes: int, first: int) -> Iterator[int]:
         yield end
         end *= 2
     yield num_probes
+
+
+def run_race(
+    measure: Callable[[int, BoolArray], FloatArray],
+    *,
+    num_heads: int,
+    num_probes: int,
+    k: int,
+    first_round_probes: int,
+    z: float,
+) -> BoolArray:
+    """Returns which heads were never dropped, (heads,): the `k` best are among them.
+
+    Equals the full measurement's set on these probes with nominal probability 1 - delta (normal
+    approximation), where delta follows from `z`; how often it does on a given model is measured by
+    replaying an exhaustive matrix of effects in many orders of the probes.
+
+    Args:
+        measure: takes how many probes are to be seen and which heads still run; returns the effects
+            on these probes, (heads, probes). Of heads that no longer run nothing is read.
+        num_heads: how many heads start.
+        num_probes: how many probes there are.
+        k: how many heads are wanted.
+        first_round_probes: how many probes all heads see.
+        z: the half-width of an interval, in standard errors.
+    """
+    running: BoolArray = np.ones(num_heads, dtype=np.bool_)
+    for end in round_ends(num_probes, first_round_probes):
+        effects = measure(end, running.copy())
+        running[running] = race_survivors(effects[running], num_probes=num_probes, k=k, z=z)
+    return running
 
 
 def race_survivors(effects: FloatArray, *, num_probes: int, k: int, z: float) -> BoolArray:

@@ -1,0 +1,51 @@
+"""A ranking's journal on disk: what has been measured survives the process that measured it."""
+
+import json
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class FileJournal(MutableMapping[str, NDArray[np.float64]]):
+    """Arrays of numbers by name, appended to one JSON Lines file as they are set.
+
+    A name that is set again is another line, and the last one counts. A process that is killed
+    while it writes leaves half a line at the end: it is cut off when the journal is opened again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._arrays: dict[str, NDArray[np.float64]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        whole = 0
+        with path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                entry = json.loads(line)
+                self._arrays[entry["name"]] = np.array(entry["values"], dtype=np.float64)
+                whole += len(line)
+        with path.open("rb+") as file:
+            file.truncate(whole)
+
+    def __setitem__(self, name: str, values: NDArray[np.float64]) -> None:
+        # float64 survives JSON unchanged: a resumed ranking is the uninterrupted one to the bit.
+        line = json.dumps({"name": name, "values": values.tolist()})
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+        self._arrays[name] = values
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        return self._arrays[name]
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"a journal only grows, {name!r} cannot be taken out of it")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)

@@ -311,7 +311,7 @@ def parse_arguments() -> argparse.Namespace:
     """Returns the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--steps", type=int, default=900, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=840, help="optimiser steps")
     parser.add_argument("--batch-size", type=int, default=32, help="conversations a step")
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="peak learning rate")
     parser.add_argument("--prompt-weight", type=float, default=0.1, help="weight of prompt loss")

@@ -13,7 +13,7 @@ OVERRIDES := $(if $(PRESET),--preset "$(PRESET)") $(if $(CORPUS),--corpus "$(COR
 	$(if $(EVAL),--eval "$(EVAL)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run dev test test-long check lint types contracts sql dbt format lock
+.PHONY: help setup demo run dev bench test test-long check lint types contracts sql dbt format lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ run: $(READY)  ## run the graph again on the settings in use
 
 dev: $(READY)  ## start the Dagster UI (127.0.0.1:3000) and the MLflow UI (127.0.0.1:5000)
 	@$(CIRCUITSEER) dev $(if $(PRESET),--preset "$(PRESET)")
+
+bench: $(READY)  ## every measurement, about an hour; writes bench/RESULTS.md
+	$(BIN)/python -m bench.run_all
 
 test: $(READY)  ## the tests, without the long ones
 	$(BIN)/pytest -m "not long"

@@ -1,1 +1,1 @@
-"""Side-by-side measurements; each prints progress to stderr and one line of JSON, last, to stdout."""
+"""Side-by-side measurements: progress on stderr, and last on stdout one line of JSON."""

@@ -3,11 +3,11 @@
     python -m bench.head_ranking --model smollm2
     python -m bench.head_ranking --model tiny
 
-Timed is the search for the chosen heads on the ranking probes: the race with cached restarts, whole,
-against every head on every probe with Hugging Face and with TransformerLens. Those two are timed on
-a sample of (head, probe) pairs, spread evenly, and extrapolated by the number of pairs. Afterwards
-the race's journal is completed to the exhaustive matrix of effects, which says what the race missed,
-and in which the race is replayed in 1,000 orders of the probes.
+Timed is the search for the chosen heads on the ranking probes: the race with cached restarts,
+whole, against every head on every probe with Hugging Face and with TransformerLens. Those two are
+timed on a sample of (head, probe) pairs, spread evenly, and extrapolated by the number of pairs.
+Afterwards the race's journal is completed to the exhaustive matrix of effects, which says what the
+race missed, and in which the race is replayed in 1,000 orders of the probes.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     model = load_model(name)
     probes = read_probes(name, model, NUM_PROBES[name])
     settings = HeadRankingSettings(fraction=FRACTIONS[name])
-    laboratory = make_laboratory(model.model, probes, settings, MAX_BATCH_TOKENS, None)
+    laboratory = make_laboratory(model.model, probes, settings, max_batch_tokens=MAX_BATCH_TOKENS)
     k = statistics.num_chosen_heads(settings.fraction, len(laboratory.heads))
     pairs = sample_pairs(laboratory.heads, probes)
     whole_forwards: dict[str, AblatedLoss] = {
@@ -151,13 +151,14 @@ def race_heads(
 
 def count_measured(laboratory: Laboratory) -> int:
     """Returns how many ablations the journal holds."""
-    return sum(int((~np.isnan(row[1:])).sum()) for row in laboratory.journal.values())
+    by_layer = (row for key, row in laboratory.journal.items() if not key.endswith(":clean"))
+    return sum(int((~np.isnan(row)).sum()) for row in by_layer)
 
 
 def exhaustive_effects(
     laboratory: Laboratory, probes: Sequence[TokenizedText]
 ) -> tuple[FloatArray, FloatArray]:
-    """Returns all heads' effects on all probes, (heads, probes), and the clean losses, (probes,)."""
+    """Returns all effects, (heads, probes), and the clean losses, (probes,)."""
     everyone: BoolArray = np.ones(len(laboratory.heads), dtype=np.bool_)
     measured = laboratory.measure(probes, everyone, Progress(lambda done, total: None, 0))
     return measured.effects, measured.clean_losses_nats

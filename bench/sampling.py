@@ -45,9 +45,7 @@ def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scores.parquet"
-        duckdb.connect().execute(
-            _SCORES.format(path=path), {"num_samples": arguments.samples}
-        )
+        duckdb.connect().execute(_SCORES.format(path=path), {"num_samples": arguments.samples})
         log.info("wrote %d scores", arguments.samples)
         runs = [_draw_apart(path, arguments.drawn) for _ in range(arguments.repeats)]
     result = {

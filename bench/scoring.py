@@ -2,9 +2,10 @@
 
     python -m bench.scoring --model smollm2
 
-All sides read the same prompts in the same batches. The plain forward runs the whole body with SDPA,
-without logits; `output_attentions=True` runs it with eager attention and reduces the same heads.
-Peak memory is taken in a fresh process for each side and length, above what the loaded model needs.
+All sides read the same prompts. The plain forward runs the whole body in scoring's own batches with
+SDPA, without logits; `output_attentions=True` runs it with eager attention, text by text, and
+reduces the same heads. Peak memory is taken in a fresh process for each side and length, above what
+the loaded model needs.
 """
 
 import argparse
@@ -69,9 +70,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
         run_plain(model, texts[:1])  # warm up
         log.info("%d tokens, %d texts", length, len(texts))
         speed[length] = time_sides(sides, repeats=repeats)
-        errors += [
-            abs(a - b) / b for a, b in zip(kept["score"], kept["eager"], strict=True)
-        ]
+        errors += [abs(a - b) / b for a, b in zip(kept["score"], kept["eager"], strict=True)]
     against_plain = {
         length: median_ratio(times["plain_forward"], times["score"])
         for length, times in speed.items()

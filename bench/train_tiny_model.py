@@ -3,23 +3,18 @@
 Generated word problems (and some plain texts) in; config, safetensors, tokenizer and chat template
 out. Progress goes to stderr; the last line of stdout is one JSON object with what was measured.
 
-    python bench/train_tiny_model.py --output models/tiny
+    python -m bench.train_tiny_model --output models/tiny
 """
 
 import argparse
-import importlib.metadata
-import json
 import logging
 import math
-import os
-import platform
 import random
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
@@ -31,6 +26,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from bench.measure import print_result
 from circuitseer_assets.method.word_problems import (
     WordProblem,
     generate_plain_texts,
@@ -294,19 +290,6 @@ def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, folder: Path) -> No
     tokenizer.save_pretrained(folder)
 
 
-def describe_machine() -> dict[str, Any]:
-    """Returns what the timing was taken on."""
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {
-        "system": platform.system(),
-        "cpu": next(models, platform.processor()),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def parse_arguments() -> argparse.Namespace:
     """Returns the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -351,17 +334,13 @@ def main() -> None:
         "seed": arguments.seed,
         "training_seconds": round(training_seconds, 1),
         "training_cpu_seconds": round(training_cpu_seconds, 1),
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": describe_machine(),
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("torch", "transformers", "tokenizers", "safetensors")
-            },
-        },
+        "threads": arguments.threads,
     }
-    print(json.dumps(result))
+    print_result(
+        result,
+        started=started,
+        libraries=("torch", "transformers", "tokenizers", "safetensors"),
+    )
 
 
 if __name__ == "__main__":

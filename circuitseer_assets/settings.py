@@ -397,6 +397,7 @@ class ExecutionSettings(_Frozen):
     """How work is cut up; no result depends on it beyond rounding."""
 
     max_batch_tokens: Count = 4096
+    max_cached_layers: Count | None = None
     shard_samples: Count = 256
     mlflow_tracking_uri: str | None = None
 

@@ -76,6 +76,7 @@ def _rank(run: StageRun, probes: Path, ranking_id: str, folder: Path) -> Made:
         control=texts["control"],
         settings=settings.head_ranking,
         max_batch_tokens=settings.execution.max_batch_tokens,
+        max_cached_layers=settings.execution.max_cached_layers,
         report_progress=run.progress("head_ranking, ablations"),
         journal=FileJournal(work / "journal.jsonl"),
     )

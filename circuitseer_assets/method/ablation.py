@@ -1,16 +1,21 @@
 """Measures what removing heads costs, restarting each time where the removal first matters.
 
-A model and one probe in, losses out: a clean forward keeps the input of every decoder layer, and an
-ablation in layer l runs the layers from l on only, many ablations in one batch, with the loss at
-the response's tokens alone. Exact: each layer gets the very arguments that it got in the full
-forward. Only one probe's layer inputs are held at a time: L x T x C numbers, 205 MB for a model of
-7 B parameters (28 layers, width 3,584) in bfloat16 at 1,024 tokens.
+A model and one probe in, losses out: a clean forward keeps the inputs of decoder layers, and an
+ablation in layer l runs the layers from l on only. Ablations share one walk up the layers: each
+joins the batch as another row where its own first layer comes, so that no row runs a layer for
+nothing and the upper layers run full batches. The loss is taken at the response's tokens alone.
+Exact: each layer gets the very arguments that it got in the full forward.
+
+Only one probe's layer inputs are held at a time, L x T x C numbers: 205 MB for a model of 7 B
+parameters (28 layers, width 3,584) in bfloat16 at 1,024 tokens. With fewer layers kept, those in
+between are computed again during the walk, at the cost of at most one more clean forward a walk.
 
 Reference: CircuitSeer, arXiv 2510.18470.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -62,7 +67,7 @@ class CleanForward:
 
     text: TokenizedText
     loss_nats: float
-    layer_inputs: tuple[Tensor, ...]  # each (1, T, C)
+    layer_inputs: dict[int, Tensor]  # of the layers kept, the first always: (1, T, C) each
     layer_kwargs: tuple[dict[str, Any], ...]
 
 
@@ -87,14 +92,18 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
 
 
 @torch.inference_mode()
-def run_clean(parts: DecoderParts, text: TokenizedText) -> CleanForward:
-    """Returns the probe's loss and the input of every layer; (1, T, C) each."""
-    inputs: list[Tensor] = []
+def run_clean(
+    parts: DecoderParts, text: TokenizedText, *, max_cached_layers: int | None = None
+) -> CleanForward:
+    """Returns the probe's loss and the inputs of `max_cached_layers` layers, of all if None."""
+    every = math.ceil(parts.num_layers / (max_cached_layers or parts.num_layers))
+    inputs: dict[int, Tensor] = {}
     kwargs: list[dict[str, Any]] = []
     outputs: list[Any] = []
 
     def before(_: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        inputs.append(args[0])
+        if len(kwargs) % every == 0:
+            inputs[len(kwargs)] = args[0]
         kwargs.append(keywords)
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -109,7 +118,7 @@ def run_clean(parts: DecoderParts, text: TokenizedText) -> CleanForward:
         ids = torch.tensor([text.input_ids], device=parts.model.device)
         decoder_of(parts.model)(input_ids=ids, use_cache=False)
     loss = float(_loss_nats(parts, _hidden_of(outputs[0]), text)[0])
-    return CleanForward(text, loss, tuple(inputs), tuple(kwargs))
+    return CleanForward(text, loss, inputs, tuple(kwargs))
 
 
 @torch.inference_mode()
@@ -121,76 +130,99 @@ def ablated_loss_nats(
     kind: AblationKind,
     max_batch_tokens: int,
     mean_outputs: Tensor | None = None,
+    report: Callable[[Sequence[int], Sequence[float]], None] | None = None,
 ) -> list[float]:
     """Returns the probe's loss under each ablation, in the order asked, in nats a token.
-
-    Ablations are sorted by their lowest layer and run in batches of at most `max_batch_tokens`
-    tokens, each from the lowest layer in its batch; one without heads is a plain restart.
 
     Args:
         parts: the model's parts.
         clean: the probe's clean forward.
-        ablations: sets of heads, each set ablated together.
+        ablations: sets of heads, each set ablated together; one without heads is a plain restart.
         kind: what an ablated head puts out.
         max_batch_tokens: how many tokens run at once; at least one ablation does.
         mean_outputs: each head's mean output, (L, H, V), for kind `mean`.
+        report: called after every walk with the indices of its ablations and their losses.
     """
     starts = [min((head.layer for head in heads), default=0) for heads in ablations]
     order = sorted(range(len(ablations)), key=lambda i: starts[i])
     if parts.model.device.type == "cpu":
         max_batch_tokens = min(max_batch_tokens, _CPU_BATCH_TOKENS)
     size = max(1, max_batch_tokens // len(clean.text.input_ids))
+    inputs = _LayerInputs(parts, clean)
     losses = [0.0] * len(ablations)
-    for batch in _batches(order, starts, size):
-        chosen = [ablations[i] for i in batch]
-        interceptor = _replace_heads(chosen, kind, mean_outputs)
-        with intercept_attention(parts.model, interceptor):
-            hidden = _restart(parts, clean, starts[batch[0]], len(batch))
-        for i, loss in zip(batch, _loss_nats(parts, hidden, clean.text).tolist(), strict=True):
+    for first in range(0, len(order), size):
+        walk = order[first : first + size]
+        replacement = _Replacement([ablations[i] for i in walk], kind, mean_outputs)
+        hidden = _walk(parts, inputs, [starts[i] for i in walk], replacement)
+        found = _loss_nats(parts, hidden, clean.text).tolist()
+        for i, loss in zip(walk, found, strict=True):
             losses[i] = loss
+        if report is not None:
+            report(walk, found)
     return losses
 
 
-def _batches(order: Sequence[int], starts: Sequence[int], size: int) -> Iterator[list[int]]:
-    # A batch starts at one layer: an ablation that joined a lower start would run layers for
-    # nothing.
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) == size or starts[i] != starts[batch[0]]):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+def _walk(
+    parts: DecoderParts, inputs: "_LayerInputs", starts: Sequence[int], replacement: "_Replacement"
+) -> Tensor:
+    """Returns the last layer's output under each ablation, (B, T, C); `starts` ascend."""
+    rows: list[Tensor] = []
+    for layer in range(starts[0], parts.num_layers):
+        joining = starts.count(layer)
+        if joining:
+            rows.append(inputs.of(layer).expand(joining, -1, -1))
+        hidden = rows[0] if len(rows) == 1 else torch.cat(rows)  # (b, T, C)
+        with intercept_attention(parts.model, replacement):
+            rows = [_run_layer(parts, layer, hidden, inputs.clean.layer_kwargs[layer])]
+    return rows[0]
 
 
-def _replace_heads(
-    ablations: Sequence[Ablation], kind: AblationKind, mean_outputs: Tensor | None
-) -> Callable[[AttentionCall, Callable[[], Tensor]], Tensor]:
-    def intercept(call: AttentionCall, attend: Callable[[], Tensor]) -> Tensor:
-        output = attend()  # (B, T, H, V)
-        for row, ablation in enumerate(ablations):
+@dataclass(slots=True, eq=False)
+class _LayerInputs:
+    """What each layer was given in the clean forward: kept, or computed again from below."""
+
+    parts: DecoderParts
+    clean: CleanForward
+    layer: int = -1
+    hidden: Tensor | None = None
+
+    def of(self, layer: int) -> Tensor:
+        """Returns the layer's input, (1, T, C); asking upwards costs least."""
+        below = max(kept for kept in self.clean.layer_inputs if kept <= layer)
+        if self.hidden is None or not below <= self.layer <= layer:
+            self.layer, self.hidden = below, self.clean.layer_inputs[below]
+        while self.layer < layer:
+            kwargs = self.clean.layer_kwargs[self.layer]
+            with intercept_attention(self.parts.model, lambda _, attend: attend()):
+                self.hidden = _run_layer(self.parts, self.layer, self.hidden, kwargs)
+            self.layer += 1
+        return self.hidden
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Replacement:
+    """Computes attention, and replaces the output of the heads that a row's ablation names."""
+
+    ablations: Sequence[Ablation]
+    kind: AblationKind
+    mean_outputs: Tensor | None
+
+    def __call__(self, call: AttentionCall, attend: Callable[[], Tensor]) -> Tensor:
+        output = attend()  # (b, T, H, V)
+        # The first rows of a walk are there already, the others have yet to join.
+        for row, ablation in enumerate(self.ablations[: output.shape[0]]):
             heads = sorted(head.head for head in ablation if head.layer == call.layer)
             if not heads:
                 continue
-            if kind == "uniform":
+            if self.kind == "uniform":
                 output[row, :, heads] = uniform_output(call.row(row), heads)[0]
-            elif kind == "zero":
+            elif self.kind == "zero":
                 output[row, :, heads] = 0
             else:
-                if mean_outputs is None:
+                if self.mean_outputs is None:
                     raise ValueError("mean_outputs must be given for ablation 'mean', got None")
-                output[row, :, heads] = mean_outputs[call.layer, heads].to(output)
+                output[row, :, heads] = self.mean_outputs[call.layer, heads].to(output)
         return output
-
-    return intercept
-
-
-def _restart(parts: DecoderParts, clean: CleanForward, start: int, batch: int) -> Tensor:
-    hidden = clean.layer_inputs[start].expand(batch, -1, -1)  # (B, T, C)
-    for layer in range(start, parts.num_layers):
-        hidden = _run_layer(parts, layer, hidden, clean.layer_kwargs[layer])
-    return hidden
 
 
 def _run_layer(parts: DecoderParts, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -263,8 +295,7 @@ def check_restart(
         parts, clean, [frozenset(), head], kind=kind, max_batch_tokens=1, mean_outputs=mean_outputs
     )
     expected = _full_loss_nats(parts, text, None)
-    interceptor = _replace_heads([head], kind, mean_outputs)
-    expected_ablated = _full_loss_nats(parts, text, interceptor)
+    expected_ablated = _full_loss_nats(parts, text, _Replacement([head], kind, mean_outputs))
     tolerance = 1e-4 if parts.model.dtype == torch.float32 else 2e-2
     pairs = ((plain, expected), (clean.loss_nats, expected), (ablated, expected_ablated))
     for got, wanted in pairs:

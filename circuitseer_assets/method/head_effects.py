@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from circuitseer_assets.method import ranking_statistics as statistics
 from circuitseer_assets.method.ablation import (
     Ablation,
+    CleanForward,
     DecoderParts,
     ablated_loss_nats,
     check_restart,
@@ -32,7 +33,10 @@ ReportProgress = Callable[[int, int], None]
 """Takes how many ablations are done and how many there will be, as far as is known."""
 
 Journal = MutableMapping[str, FloatArray]
-"""What has been measured, by probe: the clean loss, then each head's effect (NaN: not measured)."""
+"""What has been measured: by probe the clean loss, by probe and layer each head's effect.
+
+An effect that is not measured is NaN.
+"""
 
 
 @dataclass(slots=True)
@@ -44,9 +48,10 @@ class Progress:
     done: int = 0
 
     def advance(self, ablations: int) -> None:
-        """Counts ablations as done and reports it."""
-        self.done += ablations
-        self.report(self.done, max(self.total, self.done))
+        """Counts ablations as done and reports it, if there are any."""
+        if ablations:
+            self.done += ablations
+            self.report(self.done, max(self.total, self.done))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +81,7 @@ class Laboratory:
     settings: HeadRankingSettings
     mean_outputs: Tensor | None
     max_batch_tokens: int
+    max_cached_layers: int | None
     journal: Journal
 
     def measure(
@@ -85,44 +91,87 @@ class Laboratory:
         effects = np.full((len(self.heads), len(texts)), np.nan)
         clean = np.zeros(len(texts))
         for i, text in enumerate(texts):
-            clean[i], measured = self._measure_one(text, which)
+            clean[i], measured = self._measure_one(text, which, progress)
             effects[which, i] = measured[which]
-            progress.advance(int(which.sum()))
         return Measured(effects, clean)
 
-    def _measure_one(self, text: TokenizedText, which: BoolArray) -> tuple[float, FloatArray]:
-        known = self.journal.get(text.sample_id, np.full(1 + len(self.heads), np.nan)).copy()
-        missing = np.flatnonzero(which & np.isnan(known[1:]))
-        if len(missing) or np.isnan(known[0]):
-            ablations = [frozenset({self.heads[i]}) for i in missing]
-            known[0], known[1 + missing] = self.effects(text, ablations)
-            self.journal[text.sample_id] = known
-        return float(known[0]), known[1:]
-
-    def effects(
-        self, text: TokenizedText, ablations: Sequence[Ablation]
+    def _measure_one(
+        self, text: TokenizedText, which: BoolArray, progress: Progress
     ) -> tuple[float, FloatArray]:
-        """Returns the clean loss and what each ablation adds to it."""
-        clean = run_clean(self.parts, text)
-        losses = ablated_loss_nats(
+        clean_key, layer_keys = f"{text.sample_id}:clean", self._layer_keys(text)
+        unknown = np.full(self.parts.num_heads, np.nan)
+        by_layer = np.stack([self.journal.get(key, unknown) for key in layer_keys])  # (L, H)
+        effects = by_layer.reshape(-1)  # a view: what is written here is there as well
+        missing = np.flatnonzero(which & np.isnan(effects))
+        progress.advance(int(which.sum()) - len(missing))
+        if len(missing) == 0 and clean_key in self.journal:
+            return float(self.journal[clean_key][0]), effects
+        clean = run_clean(self.parts, text, max_cached_layers=self.max_cached_layers)
+        self.journal[clean_key] = np.array([clean.loss_nats])
+
+        def keep(indices: Sequence[int], losses: Sequence[float]) -> None:
+            measured = missing[list(indices)]
+            effects[measured] = np.array(losses) - clean.loss_nats
+            for layer in {self.heads[i].layer for i in measured}:
+                self.journal[layer_keys[layer]] = by_layer[layer].copy()
+            progress.advance(len(measured))
+
+        self._ablate(clean, [frozenset({self.heads[i]}) for i in missing], keep)
+        return clean.loss_nats, effects
+
+    def _layer_keys(self, text: TokenizedText) -> list[str]:
+        return [f"{text.sample_id}:{layer}" for layer in range(self.parts.num_layers)]
+
+    def joint_effects(
+        self, texts: Sequence[TokenizedText], ablations: Sequence[Ablation], progress: Progress
+    ) -> FloatArray:
+        """Returns what each ablation, of many heads together, adds, (ablations, texts)."""
+        effects = []
+        for text in texts:
+            key = f"{text.sample_id}:joint"
+            if key not in self.journal:
+                clean = run_clean(self.parts, text, max_cached_layers=self.max_cached_layers)
+                losses = self._ablate(clean, ablations, None)
+                self.journal[key] = np.array(losses) - clean.loss_nats
+            effects.append(self.journal[key])
+            progress.advance(len(ablations))
+        return np.stack(effects, axis=1)
+
+    def _ablate(
+        self,
+        clean: CleanForward,
+        ablations: Sequence[Ablation],
+        report: Callable[[Sequence[int], Sequence[float]], None] | None,
+    ) -> list[float]:
+        return ablated_loss_nats(
             self.parts,
             clean,
             ablations,
             kind=self.settings.ablation,
             max_batch_tokens=self.max_batch_tokens,
             mean_outputs=self.mean_outputs,
+            report=report,
         )
-        return clean.loss_nats, np.array(losses) - clean.loss_nats
 
 
 def make_laboratory(
     model: PreTrainedModel,
     ranking: Sequence[TokenizedText],
     settings: HeadRankingSettings,
+    *,
     max_batch_tokens: int,
-    journal: Journal | None,
+    max_cached_layers: int | None = None,
+    journal: Journal | None = None,
 ) -> Laboratory:
     """Returns the model ready for ablations, checked on the first ranking probe.
+
+    Args:
+        model: a decoder in evaluation mode.
+        ranking: the ranking probes; under `ablation: mean` a head puts out its mean over them.
+        settings: how heads are ablated.
+        max_batch_tokens: how many tokens run at once.
+        max_cached_layers: how many layers' inputs are kept of the clean forward; all if None.
+        journal: what is known already, added to as heads are measured.
 
     Raises:
         ModelError: the architecture is not supported.
@@ -134,7 +183,7 @@ def make_laboratory(
     means = mean_head_outputs(parts, ranking) if settings.ablation == "mean" else None
     check_restart(parts, ranking[0], kind=settings.ablation, mean_outputs=means)
     records: Journal = {} if journal is None else journal
-    return Laboratory(parts, heads, settings, means, max_batch_tokens, records)
+    return Laboratory(parts, heads, settings, means, max_batch_tokens, max_cached_layers, records)
 
 
 def race(

@@ -45,6 +45,7 @@ def rank_heads(
     control: Sequence[TokenizedText],
     settings: HeadRankingSettings,
     max_batch_tokens: int,
+    max_cached_layers: int | None = None,
     report_progress: ReportProgress | None = None,
     journal: Journal | None = None,
 ) -> HeadRanking:
@@ -62,9 +63,11 @@ def rank_heads(
         control: texts that need no reasoning; may be empty.
         settings: how heads are ablated, chosen and confirmed.
         max_batch_tokens: how many tokens run at once.
-        report_progress: called after every probe.
+        max_cached_layers: how many layers' inputs are kept of a probe; all if None. Fewer need less
+            memory and more time; the result is the same.
+        report_progress: called as heads are measured.
         journal: what an earlier, interrupted call with the same model, texts and settings measured;
-            it is read first and added to after every probe.
+            it is read first and added to as heads are measured.
 
     Raises:
         ModelError: the architecture is not supported, or a probe is longer than its context.
@@ -72,7 +75,14 @@ def rank_heads(
         CorpusError: a probe has no response.
     """
     _check_probes(model, ranking, confirmation, control, settings)
-    lab = make_laboratory(model, ranking, settings, max_batch_tokens, journal)
+    lab = make_laboratory(
+        model,
+        ranking,
+        settings,
+        max_batch_tokens=max_batch_tokens,
+        max_cached_layers=max_cached_layers,
+        journal=journal,
+    )
     num_heads = len(lab.heads)
     k = statistics.num_chosen_heads(settings.fraction, num_heads)
     report = report_progress or (lambda done, total: None)
@@ -240,15 +250,7 @@ def _joint_ablation(
     progress: Progress,
 ) -> JointAblation:
     draws = random_head_sets(reasoning, lab.heads, settings.num_random_draws, settings.seed)
-    ablations = [frozenset(reasoning), *draws]
-    effects = []
-    for text in texts:
-        key = f"joint:{text.sample_id}"
-        if key not in lab.journal:
-            lab.journal[key] = lab.effects(text, ablations)[1]
-        effects.append(lab.journal[key])
-        progress.advance(len(ablations))
-    means = np.mean(effects, axis=0)
+    means = lab.joint_effects(texts, [frozenset(reasoning), *draws], progress).mean(axis=1)
     as_bad = int((means[1:] >= means[0]).sum())
     return JointAblation(
         delta_chosen_nats=float(means[0]),

@@ -1,5 +1,6 @@
 """Scores, against eager attention and the formulas of DESIGN written out in loops."""
 
+import copy
 import itertools
 import math
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from circuitseer_assets.errors import SettingsError
 from circuitseer_assets.method.sample_scores import (
@@ -14,8 +16,21 @@ from circuitseer_assets.method.sample_scores import (
     find_retrieval_heads,
     score_samples,
 )
-from circuitseer_assets.records import HeadId, SampleScore, TokenizedText, UnscoredSample
-from circuitseer_assets.settings import ScoringSettings
+from circuitseer_assets.method.word_problems import generate_problems
+from circuitseer_assets.records import (
+    HeadId,
+    Message,
+    SampleScore,
+    TokenizedText,
+    UnscoredSample,
+)
+from circuitseer_assets.settings import (
+    PROJECT_ROOT,
+    LocalModel,
+    ScoringSettings,
+    load_settings,
+)
+from resources.language_model import load_language_model
 
 from .conftest import CONFIGS, HEADS, LAYERS, make_model, make_text, visible_tokens
 
@@ -119,6 +134,47 @@ def test_every_architecture(name, reading):
     got = score(model, texts, **options)
     for text in texts:
         expected = brute_force_score(model, text, CHOSEN, options)
+        assert got[text.sample_id].score == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return load_language_model(
+        LocalModel(source="local", path="models/tiny"), cache=tmp_path_factory.mktemp("models")
+    )
+
+
+@pytest.mark.parametrize("reading", OPTIONS["reading"])
+def test_bfloat16_ranks_as_float32(tiny, reading):
+    problems = generate_problems(120, seed=3, split="train")
+    texts = [
+        tiny.tokenize(str(i), [Message("user", problem.prompt)])
+        for i, problem in enumerate(problems)
+    ]
+    heads = [HeadId(0, 1), HeadId(2, 6), HeadId(4, 3), HeadId(5, 0)]
+    exact = score(tiny.model, texts, heads=heads, reading=reading)
+    coarse = score(
+        copy.deepcopy(tiny.model).to(torch.bfloat16), texts, heads=heads, reading=reading
+    )
+    ids = [text.sample_id for text in texts]
+    pairs = [[scores[i].score for i in ids] for scores in (exact, coarse)]
+    assert stats.spearmanr(*pairs).statistic >= 0.99
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("reading", OPTIONS["reading"])
+def test_smollm2_scores_are_those_of_eager_attention(reading, tmp_path_factory):
+    cache = tmp_path_factory.getbasetemp() / "smollm2"  # converted once for all readings
+    model = load_language_model(
+        load_settings(PROJECT_ROOT / "presets/smollm2.yaml").base_model, cache=cache
+    )
+    heads = [HeadId(1, 2), HeadId(7, 2), HeadId(18, 8), HeadId(20, 8)]
+    options = {name: values[0] for name, values in OPTIONS.items()} | {"reading": reading}
+    problems = ["A pen costs 3 dollars. How much are 7 pens?", "Eve has 9 nuts. She eats 4. " * 9]
+    texts = [model.tokenize(text[:5], [Message("user", text)]) for text in problems]
+    got = score(model.model, texts, heads=heads, reading=reading)
+    for text in texts:
+        expected = brute_force_score(model.model, text, heads, options)
         assert got[text.sample_id].score == pytest.approx(expected, rel=1e-5)
 
 

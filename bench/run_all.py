@@ -1,0 +1,114 @@
+"""Runs every measurement, one after the other, and writes what came out to bench/RESULTS.md.
+
+python -m bench.run_all
+"""
+
+import datetime
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+# Each program with the figures it is judged by: at least, or at most, so much.
+PROGRAMS: Mapping[tuple[str, ...], Mapping[str, tuple[str, float]]] = {
+    ("bench.head_ranking", "--model", "smollm2"): {
+        "speedup_vs_hf": (">=", 4),
+        "speedup_vs_transformer_lens": (">=", 4),
+        "top_missed": ("<=", 1),
+        "max_abs_error_nats": ("<=", 1e-4),
+    },
+    ("bench.head_ranking", "--model", "tiny"): {
+        "speedup_vs_hf": (">=", 7),
+        "speedup_vs_transformer_lens": (">=", 7),
+        "replay_same_set_rate": (">=", 0.95),
+        "max_abs_error_nats": ("<=", 1e-4),
+    },
+    ("bench.scoring", "--model", "smollm2"): {
+        "speedup_vs_output_attentions_2048": (">=", 5),
+        "throughput_vs_plain_forward": (">=", 1.2),
+        "max_rel_error": ("<=", 1e-5),
+        "peak_memory_vs_plain": ("<=", 1.3),
+        "memory_growth_2048_to_8192": ("<=", 4),
+    },
+    ("bench.sampling",): {"draw_seconds": ("<=", 40), "peak_rss_gb": ("<=", 4)},
+    ("bench.scaling",): {
+        "exponent_samples": ("<=", 1.1),
+        "exponent_tokens": ("<=", 2),
+        "exponent_heads": ("<=", 1),
+    },
+}
+
+
+def main() -> None:
+    """Runs all and writes the report; ends with status 1 if a bar is missed."""
+    results = {program: run(program) for program in PROGRAMS}
+    RESULTS.write_text(format_report(results))
+    missed = [
+        f"{key} of {' '.join(program)}"
+        for program, bars in PROGRAMS.items()
+        for key, bar in bars.items()
+        if not holds(results[program][key], bar)
+    ]
+    print(f"wrote {RESULTS}; " + (f"missed: {', '.join(missed)}" if missed else "all bars hold"))
+    sys.exit(bool(missed))
+
+
+def run(program: Sequence[str]) -> dict[str, Any]:
+    """Returns what one program printed last."""
+    command = [sys.executable, "-m", *program]
+    print("running", *program, file=sys.stderr)
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return result
+
+
+def holds(value: float, bar: tuple[str, float]) -> bool:
+    """Returns whether `value` meets the bar."""
+    relation, bound = bar
+    return value >= bound if relation == ">=" else value <= bound
+
+
+def format_report(results: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str:
+    """Returns the report: one table of figures against bars, then each program's whole output."""
+    first = next(iter(results.values()))
+    machine, versions = first["machine"], first["versions"]
+    lines = [
+        "# What the measurements gave",
+        "",
+        f"{datetime.date.today().isoformat()}, {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['system']}; " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
+        "Written by `make bench`. Both sides of every ratio were timed in one run, turn about; the",
+        "figures are medians. What each program measures stands at its head.",
+        "",
+        "| program | figure | measured | bar | |",
+        "|---|---|---|---|---|",
+    ]
+    for program, result in results.items():
+        for key, bar in PROGRAMS[program].items():
+            met = "met" if holds(result[key], bar) else "**missed**"
+            lines.append(
+                f"| `{' '.join(program)}` | {key} | {result[key]:.4g} | {bar[0]} {bar[1]:g} | "
+                f"{met} |"
+            )
+    for program, result in results.items():
+        shown = {k: v for k, v in result.items() if k not in ("machine", "versions")}
+        lines += ["", f"## python -m {' '.join(program)}", "", "```json"]
+        lines += [json.dumps(_rounded(shown), indent=1), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return value
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ OVERRIDES := $(if $(PRESET),--preset "$(PRESET)") $(if $(CORPUS),--corpus "$(COR
 	$(if $(EVAL),--eval "$(EVAL)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run dev bench test test-long check lint types contracts sql dbt format lock
+.PHONY: help setup demo run plan dev bench test test-long check lint types contracts sql dbt format lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
@@ -32,8 +32,11 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## run the whole graph: PRESET=tiny|smollm2|gsm8k CORPUS=file EVAL=file
 	@$(CIRCUITSEER) run $(OVERRIDES)
 
-run: $(READY)  ## run the graph again on the settings in use
-	@$(CIRCUITSEER) run
+run: $(READY)  ## make what is out of date on the settings in use, and nothing else
+	@$(CIRCUITSEER) run $(OVERRIDES)
+
+plan: $(READY)  ## say what `make run` would do with every asset, and why
+	@$(CIRCUITSEER) plan $(OVERRIDES)
 
 dev: $(READY)  ## start the Dagster UI (127.0.0.1:3000) and the MLflow UI (127.0.0.1:5000)
 	@$(CIRCUITSEER) dev $(if $(PRESET),--preset "$(PRESET)")

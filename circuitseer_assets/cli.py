@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.logging import RichHandler
 from circuitseer_assets.errors import CircuitSeerError
 from circuitseer_assets.settings import settings_path
 from resources.overrides import home_of, write_overrides
+
+if TYPE_CHECKING:
+    from resources.home import Home
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,21 +38,38 @@ EvaluationFile = Annotated[
 def run(
     preset: Preset = None, corpus: CorpusFile = None, evaluation: EvaluationFile = None
 ) -> None:
-    """Run the whole graph on the settings in use, and say what came out."""
-    folder = write_overrides(preset, corpus, evaluation)
+    """Make what is missing or out of date on the settings in use, and say what came out."""
+    home = _home_in_use(preset, corpus, evaluation)
     _log_to_terminal()
+    from circuitseer_assets.definitions import defs
+    from jobs.reconcile import reconcile
+    from jobs.summary import summarise_run
+
+    print(summarise_run(reconcile(defs, home), home))
+
+
+@app.command()
+def plan(
+    preset: Preset = None, corpus: CorpusFile = None, evaluation: EvaluationFile = None
+) -> None:
+    """Say what `run` would do with every asset, and why; nothing is made."""
+    home = _home_in_use(preset, corpus, evaluation)
+    from circuitseer_assets.definitions import defs
+    from jobs.plan import format_plan, make_plan
+
+    print(format_plan(make_plan(defs, home)))
+
+
+def _home_in_use(preset: str | None, corpus: str | None, evaluation: str | None) -> "Home":
+    """Returns the home, with the settings that the options make."""
+    folder = write_overrides(preset, corpus, evaluation)
     atexit.register(_end_quietly)
     from resources.home import Home
 
     home = Home.prepared(folder)
     home.set_environment()
     console.print(f"settings: {settings_path(home.folder)}")
-    from circuitseer_assets.definitions import defs
-    from jobs.run import run_full_pipeline
-    from jobs.summary import summarise_run
-
-    finished = run_full_pipeline(defs, home)
-    print(summarise_run(finished, home))
+    return home
 
 
 @app.command()

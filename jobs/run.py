@@ -1,8 +1,8 @@
-"""Running the whole graph from a terminal, in this process, as the run the UI shows."""
+"""Running the graph, or a part of it, from a terminal: in this process, as a run the UI shows."""
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,20 @@ class PipelineRun:
         return self.metadata[asset][name]
 
 
-def run_full_pipeline(defs: dg.Definitions, home: Home) -> PipelineRun:
-    """Returns what the run of `full_pipeline` materialised.
+def run_full_pipeline(
+    defs: dg.Definitions,
+    home: Home,
+    *,
+    assets: Collection[dg.AssetKey] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> PipelineRun:
+    """Returns what a run of `full_pipeline` materialised.
+
+    Args:
+        defs: everything Dagster is told of.
+        home: where the run is.
+        assets: those to materialise; all, and an observation of the settings, if None.
+        tags: more of them for the run.
 
     Raises:
         PipelineFailedError: a step or a blocking check failed; the message is the first failure's.
@@ -42,7 +54,8 @@ def run_full_pipeline(defs: dg.Definitions, home: Home) -> PipelineRun:
     with _libraries_quiet(home.folder / "last_run.log"), dg.DagsterInstance.get() as instance:
         result = defs.resolve_job_def("full_pipeline").execute_in_process(
             instance=instance,
-            tags={"circuitseer/command": "run"},
+            asset_selection=None if assets is None else sorted(assets),
+            tags={"circuitseer/command": "run", **(tags or {})},
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
@@ -63,7 +76,7 @@ def run_full_pipeline(defs: dg.Definitions, home: Home) -> PipelineRun:
 def _libraries_quiet(log_file: Path) -> Iterator[None]:
     """Sends what libraries print to a file; CircuitSeer's own progress goes to the terminal."""
     with (
-        log_file.open("w") as file,
+        log_file.open("a") as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):

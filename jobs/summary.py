@@ -5,16 +5,17 @@ from typing import Any
 
 from circuitseer_assets.records import MAX_LENGTH_CORRELATION
 from circuitseer_assets.settings import PROJECT_ROOT, load_settings, settings_path
-from jobs.run import PipelineRun
+from jobs.reconcile import Reconciliation
 from resources.home import Home
 
 _WIDTH = 18
 
 
-def summarise_run(run: PipelineRun, home: Home) -> str:
+def summarise_run(run: Reconciliation, home: Home) -> str:
     """Returns the summary of a finished run: heads, subset, Pass@1, where things lie, what next."""
-    lines = ["", f"CircuitSeer: finished in {run.duration_s:.0f} s{_reused(run)}", ""]
+    lines = ["", f"CircuitSeer: finished in {run.duration_s:.0f} s", ""]
     rows = [
+        *_done(run),
         ("corpus", f"{run.of('corpus', 'num_samples')} samples, {_pool(run)}"),
         ("reasoning heads", _heads(run)),
         ("subset", _subset(run)),
@@ -27,19 +28,26 @@ def summarise_run(run: PipelineRun, home: Home) -> str:
     return "\n".join(lines)
 
 
-def _reused(run: PipelineRun) -> str:
-    flags = [bool(values["reused"]) for values in run.metadata.values() if "reused" in values]
-    return f"; {sum(flags)} of {len(flags)} artifacts were there already" if any(flags) else ""
+def _done(run: Reconciliation) -> list[tuple[str, str]]:
+    """Returns what was computed, and, unless it is everything, what was spared."""
+    rows = [("computed", ", ".join(run.computed) or "nothing")]
+    if run.reused:
+        rows.append(("reused", ", ".join(run.reused)))
+    if run.untouched:
+        rows.append(("left as it was", ", ".join(run.untouched)))
+    if run.saved_s >= 1:
+        rows.append(("spared", f"about {run.saved_s:.0f} s, which these took when they were made"))
+    return rows
 
 
-def _pool(run: PipelineRun) -> str:
+def _pool(run: Reconciliation) -> str:
     return (
         f"{run.of('pool', 'num_samples')} in the pool after probes and decontamination "
         f"({run.of('corpus', 'num_quarantined')} rows quarantined)"
     )
 
 
-def _heads(run: PipelineRun) -> str:
+def _heads(run: Reconciliation) -> str:
     heads: Any = run.of("head_ranking", "reasoning_heads")
     shown = ", ".join(heads[:8]) + (" ..." if len(heads) > 8 else "")
     return (
@@ -48,7 +56,7 @@ def _heads(run: PipelineRun) -> str:
     )
 
 
-def _subset(run: PipelineRun) -> str:
+def _subset(run: Reconciliation) -> str:
     subset = run.metadata["subset"]
     return (
         f"{subset['num_samples']} of {subset['num_pool']} samples; effective pool size "
@@ -57,7 +65,7 @@ def _subset(run: PipelineRun) -> str:
     )
 
 
-def _training(run: PipelineRun) -> str:
+def _training(run: Reconciliation) -> str:
     checkpoint = run.metadata["checkpoint"]
     return (
         f"{checkpoint['num_steps']} steps, loss {checkpoint['first_loss_nats']:.3f} -> "
@@ -65,7 +73,7 @@ def _training(run: PipelineRun) -> str:
     )
 
 
-def _pass_at_1(run: PipelineRun) -> list[str]:
+def _pass_at_1(run: Reconciliation) -> list[str]:
     tasks: Any = run.of("evaluation", "pass_at_1")
     lines = []
     for task in tasks:
@@ -84,7 +92,7 @@ def _figure(summary: dict[str, float]) -> str:
     return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
 
 
-def _warnings(run: PipelineRun) -> list[str]:
+def _warnings(run: Reconciliation) -> list[str]:
     warnings = []
     correlation: Any = run.metadata["sample_scores"].get("score_length_spearman")
     if correlation is not None and abs(correlation) > MAX_LENGTH_CORRELATION:
@@ -94,13 +102,13 @@ def _warnings(run: PipelineRun) -> list[str]:
     return warnings
 
 
-def _places(home: Home, run: PipelineRun) -> list[str]:
+def _places(home: Home, run: Reconciliation) -> list[str]:
     places = [
         ("everything", home.folder),
         ("warehouse", home.warehouse.path),
         ("subset", Path(str(run.of("subset", "folder")))),
         ("model", run.of("checkpoint", "mlflow_model_uri")),
-        ("Dagster run", run.run_id),
+        ("Dagster runs", ", ".join(run.run_ids) or "none"),
     ]
     return [f"  {name:<{_WIDTH - 2}}{_short(place)}" for name, place in places]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from circuitseer_assets.assets.stage import Made, StageRun
+from circuitseer_assets.assets.stage import Made, Materialised, StageRun
 from circuitseer_assets.method.audit import Lineage, format_lineage, lineage_as_json, trace_lineage
 from resources.home import Home
 
@@ -22,18 +22,24 @@ CODE_VERSION = "1"
 )
 def audit(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
     """Writes the lineage of the latest evaluation."""
-    run = StageRun(context, home)
+    run = StageRun.of(context, home)
+    done = make_audit(run)
+    command = f"circuitseer lineage {done.artifact.parents[0]}"
+    return run.result(done, lineage_command=dg.MetadataValue.text(command))
+
+
+def make_audit(run: StageRun) -> Materialised:
+    """Returns the lineage of the latest evaluation."""
     evaluation = run.parent("evaluation")
-    lineage = trace_lineage(evaluation.artifact_id, home.warehouse.find_artifact)
-    done = run.reuse_or_make(
+    return run.reuse_or_make(
         "audit",
         {},
         [evaluation],
-        lambda folder: _write(lineage, folder),
+        lambda folder: _write(
+            trace_lineage(evaluation.artifact_id, run.home.warehouse.find_artifact), folder
+        ),
         code_version=CODE_VERSION,
     )
-    command = f"circuitseer lineage {evaluation.artifact_id}"
-    return run.result(done, lineage_command=dg.MetadataValue.text(command))
 
 
 def _write(lineage: Lineage, folder: Path) -> Made:

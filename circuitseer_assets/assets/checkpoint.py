@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from circuitseer_assets.assets.slices import settings_key
-from circuitseer_assets.assets.stage import Made, StageRun
+from circuitseer_assets.assets.stage import Made, Materialised, StageRun
 from circuitseer_assets.errors import ArtifactError
 from circuitseer_assets.method.figures import draw_loss_curve, to_markdown_image
 from circuitseer_assets.records import Artifact, artifact_id_of
@@ -38,22 +38,26 @@ WEIGHTS_FILE = "weights.json"
 )
 def checkpoint(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
     """Fine-tunes the base model on the subset."""
-    run = StageRun(context, home, "base_model", "training")
+    run = StageRun.of(context, home, "base_model", "training")
+    return run.result(make_checkpoint(run))
+
+
+def make_checkpoint(run: StageRun) -> Materialised:
+    """Returns the checkpoint trained on the latest subset."""
     subset = run.parent("subset")
     identity = {
         "training": run.settings.slice("training"),
-        **home.model_identity(),
+        **run.home.model_identity(),
     }
     checkpoint_id = artifact_id_of("checkpoint", identity, [subset.artifact_id], CODE_VERSION)
-    done = run.reuse_or_make(
+    return run.reuse_or_make(
         "checkpoint",
         identity,
         [subset],
         lambda folder: _train_and_log(run, subset, checkpoint_id, folder),
         code_version=CODE_VERSION,
-        still_whole=lambda folder: _model_is_there(home, folder),
+        still_whole=lambda folder: _model_is_there(run.home, folder),
     )
-    return run.result(done)
 
 
 def _model_is_there(home: Home, folder: Path) -> bool:
@@ -78,7 +82,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
 
 def _train_and_log(run: StageRun, subset: Artifact, checkpoint_id: str, folder: Path) -> Made:
     tags = {
-        "dagster_run_id": run.context.run.run_id,
+        "dagster_run_id": run.dagster_run_id or "",
         "dagster_asset": "checkpoint",
         "artifact_id": checkpoint_id,
         "subset_id": subset.artifact_id,

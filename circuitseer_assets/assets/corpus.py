@@ -9,7 +9,7 @@ import dagster as dg
 import pyarrow as pa
 
 from circuitseer_assets.assets.slices import settings_key
-from circuitseer_assets.assets.stage import Made, StageRun
+from circuitseer_assets.assets.stage import Made, Materialised, StageRun
 from circuitseer_assets.method.corpus import curate_rows
 from circuitseer_assets.records import QuarantinedRow, Sample, artifact_id_of
 from circuitseer_assets.settings import Settings
@@ -29,20 +29,24 @@ CODE_VERSION = "1"
 )
 def corpus(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
     """Reads the corpus named in the settings."""
-    run = StageRun(context, home, "corpus")
+    run = StageRun.of(context, home, "corpus")
+    return run.result(make_corpus(run))
+
+
+def make_corpus(run: StageRun) -> Materialised:
+    """Returns the corpus of the settings."""
     identity = {
         "corpus": run.settings.slice("corpus"),
-        "version": home.slice_version("corpus"),
+        "version": run.home.slice_version("corpus"),
     }
     corpus_id = artifact_id_of("corpus", identity, [], CODE_VERSION)
-    done = run.reuse_or_make(
+    return run.reuse_or_make(
         "corpus",
         identity,
         [],
         lambda folder: _read_corpus(run.settings, corpus_id, folder),
         code_version=CODE_VERSION,
     )
-    return run.result(done)
 
 
 def _read_corpus(settings: Settings, corpus_id: str, folder: Path) -> Made:

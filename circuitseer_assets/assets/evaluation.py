@@ -41,15 +41,8 @@ OUTCOMES_FILE = "evaluation_outcomes.parquet"
 )
 def evaluation(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
     """Asks base model and checkpoint the same problems."""
-    run = StageRun(context, home, "base_model", "decontamination", "evaluation")
-    checkpoint = run.parent("checkpoint")
-    questions = _questions(run)
-    before = _evaluate_model(
-        run, {**questions, **home.model_identity()}, [], run.settings.base_model
-    )
-    after = _evaluate_model(
-        run, questions, [checkpoint], _checkpoint_model(run, checkpoint), before
-    )
+    run = StageRun.of(context, home, "base_model", "decontamination", "evaluation")
+    before, after = make_evaluations(run)
     tasks = _compare(_read_outcomes(before.folder), _read_outcomes(after.folder))
     shown = [
         (task["task"], name, model["pass_at_1"], model["ci_low"], model["ci_high"])
@@ -63,6 +56,19 @@ def evaluation(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeR
         pass_at_1=dg.MetadataValue.json(tasks),
         base_evaluation_id=dg.MetadataValue.text(before.artifact.artifact_id),
     )
+
+
+def make_evaluations(run: StageRun) -> tuple[Materialised, Materialised]:
+    """Returns the outcomes of the base model and of the latest checkpoint."""
+    checkpoint = run.parent("checkpoint")
+    questions = _questions(run)
+    before = _evaluate_model(
+        run, {**questions, **run.home.model_identity()}, [], run.settings.base_model
+    )
+    after = _evaluate_model(
+        run, questions, [checkpoint], _checkpoint_model(run, checkpoint), before
+    )
+    return before, after
 
 
 def _questions(run: StageRun) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from circuitseer_assets.assets.probe_set import PROBE_KINDS
 from circuitseer_assets.assets.slices import settings_key
-from circuitseer_assets.assets.stage import Made, StageRun
+from circuitseer_assets.assets.stage import Made, Materialised, StageRun
 from circuitseer_assets.errors import CorpusError
 from circuitseer_assets.method.figures import (
     draw_head_heat_map,
@@ -44,21 +44,25 @@ CODE_VERSION = "1"
 )
 def head_ranking(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
     """Ranks the heads of the base model on the probe set."""
-    run = StageRun(context, home, "base_model", "head_ranking")
+    run = StageRun.of(context, home, "base_model", "head_ranking")
+    return run.result(make_head_ranking(run))
+
+
+def make_head_ranking(run: StageRun) -> Materialised:
+    """Returns the ranking of the base model's heads on the latest probe set."""
     probes = run.parent("probe_set")
     identity = {
         "head_ranking": run.settings.slice("head_ranking"),
-        **home.model_identity(),
+        **run.home.model_identity(),
     }
     ranking_id = artifact_id_of("head_ranking", identity, [probes.artifact_id], CODE_VERSION)
-    done = run.reuse_or_make(
+    return run.reuse_or_make(
         "head_ranking",
         identity,
         [probes],
         lambda folder: _rank(run, run.folder(probes), ranking_id, folder),
         code_version=CODE_VERSION,
     )
-    return run.result(done)
 
 
 def _rank(run: StageRun, probes: Path, ranking_id: str, folder: Path) -> Made:

@@ -60,7 +60,14 @@ def probe_set_and_pool(
     context: dg.AssetExecutionContext, home: Home
 ) -> Iterator[dg.MaterializeResult[Any]]:
     """Draws the probes, or keeps them, and leaves the rest as the pool."""
-    run = StageRun(context, home, "probe_set", "decontamination")
+    run = StageRun.of(context, home, "probe_set", "decontamination")
+    probes, pool = make_probe_set_and_pool(run)
+    yield run.result(probes, key="probe_set")
+    yield run.result(pool, key="pool")
+
+
+def make_probe_set_and_pool(run: StageRun) -> tuple[Materialised, Materialised]:
+    """Returns the probe set and the pool of the latest corpus."""
     corpus = run.parent("corpus")
     identity = {
         "decontamination": run.settings.slice("decontamination"),
@@ -71,6 +78,7 @@ def probe_set_and_pool(
     pool = run.reuse(pool_id, "pool")
     probes = run.reuse(pool.artifact.parents[1], "probe_set") if pool else None
     if pool is None or probes is None:
+        run.stop_if_planned(pool_id)
         contaminated = _find_contaminated(run, corpus)
         probes = _draw_or_keep(run, corpus, {row.sample_id for row in contaminated})
         pool = run.reuse_or_make(
@@ -81,8 +89,7 @@ def probe_set_and_pool(
             code_version=CODE_VERSION,
             also_from=[probes.artifact],
         )
-    yield run.result(probes, key="probe_set")
-    yield run.result(pool, key="pool")
+    return probes, pool
 
 
 def _probe_set_identity(run: StageRun) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from circuitseer_assets.assets.head_ranking import load_heads
 from circuitseer_assets.assets.slices import settings_key
-from circuitseer_assets.assets.stage import Made, StageRun
+from circuitseer_assets.assets.stage import Made, Materialised, StageRun
 from circuitseer_assets.errors import CorpusError
 from circuitseer_assets.method.figures import (
     draw_score_against_length,
@@ -47,9 +47,14 @@ NUM_EXAMPLES = 5
 )
 def sample_scores(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
     """Scores the samples of the pool that have no score by this scorer yet."""
-    run = StageRun(context, home, "base_model", "scoring")
+    run = StageRun.of(context, home, "base_model", "scoring")
+    return run.result(make_sample_scores(run))
+
+
+def make_sample_scores(run: StageRun) -> Materialised:
+    """Returns the scores of the latest pool by the heads of the latest ranking."""
     pool, ranking = run.parent("pool"), run.parent("head_ranking")
-    model_identity = home.model_identity()
+    model_identity = run.home.model_identity()
     scoring = run.settings.slice("scoring")
     heads = load_heads(run.folder(ranking))
     scorer_id = digest_of(
@@ -57,7 +62,7 @@ def sample_scores(context: dg.AssetExecutionContext, home: Home) -> dg.Materiali
     )
     scorer = PoolScorer(
         settings=run.settings,
-        home=home,
+        home=run.home,
         scorer_id=scorer_id,
         tokenizer_id=model_identity["tokenizer_id"],
         ranking=run.folder(ranking),
@@ -65,14 +70,13 @@ def sample_scores(context: dg.AssetExecutionContext, home: Home) -> dg.Materiali
         corpus=run.folder(run.ancestor(pool, "corpus")) / "samples",
         report_progress=run.progress("sample_scores"),
     )
-    done = run.reuse_or_make(
+    return run.reuse_or_make(
         "sample_scores",
         {"scoring": scoring, "scorer_id": scorer_id, **model_identity},
         [pool, ranking],
         scorer.score_pool,
         code_version=CODE_VERSION,
     )
-    return run.result(done)
 
 
 @dataclass(frozen=True)

@@ -54,49 +54,55 @@ class Materialised:
         return loaded
 
 
+class WouldComputeError(Exception):
+    """A planned stage finds nothing to reuse: materialised, it would compute."""
+
+    def __init__(self, artifact_id: str) -> None:
+        super().__init__(artifact_id)
+        self.artifact_id = artifact_id
+
+
+@dataclass(frozen=True)
 class StageRun:
-    """One materialisation of one stage: its settings, its parents and its store."""
+    """One stage at work, or only planned: its settings, its parents and its store.
 
-    def __init__(self, context: dg.AssetExecutionContext, home: Home, *slices: str) -> None:
-        self.context = context
-        self.home = home
-        self.settings: Settings = home.settings()
+    `parents` are the artifacts that the upstream assets last materialised, by the asset's name.
+    Without a `dagster_run_id` the stage is planned: it goes as far as it finds what it needs.
+    """
+
+    home: Home
+    settings: Settings
+    parents: Callable[[str], Artifact]
+    dagster_run_id: str | None
+
+    @classmethod
+    def of(cls, context: dg.AssetExecutionContext, home: Home, *slices: str) -> "StageRun":
+        """Returns the run of a materialisation that reads these settings slices.
+
+        Raises:
+            StaleSettingsError: a slice is not what was last observed of it.
+        """
         for name in slices:
-            self._ensure_observed(name)
+            _ensure_observed(context.instance, home, name)
 
-    def _ensure_observed(self, name: str) -> None:
-        key = dg.AssetKey(["settings", name])
-        record = self.context.instance.get_latest_data_version_record(key, is_source=True)
-        version = dg.DataVersion(self.home.slice_version(name))
-        if record is None:
-            raise StaleSettingsError(
-                f"the settings slice {name} was never observed; run `make run`"
-            )
-        seen = record.asset_observation
-        if seen is None or seen.tags.get("dagster/data_version") != version.value:
-            raise StaleSettingsError(
-                f"the settings slice {name} was changed after it was last observed; run "
-                f"`make run`, or materialise the group `settings` first"
-            )
+        def find_parent(name: str) -> Artifact:
+            return latest_artifact(context.instance, home, name)
 
-    def parent(self, *key: str) -> Artifact:
+        return cls(home, home.settings(), find_parent, context.run.run_id)
+
+    @classmethod
+    def planned(cls, home: Home, parents: Mapping[str, Artifact]) -> "StageRun":
+        """Returns the run of a stage that is only planned, with these parents."""
+        return cls(home, home.settings(), parents.__getitem__, None)
+
+    def parent(self, name: str) -> Artifact:
         """Returns the artifact that an upstream asset last materialised.
 
         Raises:
             ArtifactError: the asset was never materialised, or its artifact is gone.
         """
-        event = self.context.instance.get_latest_materialization_event(dg.AssetKey(list(key)))
-        name = "/".join(key)
-        if event is None or event.asset_materialization is None:
-            raise ArtifactError(f"{name} must be materialised first; run `make run`")
-        artifact_id = str(event.asset_materialization.metadata["artifact_id"].value)
-        artifact = self.home.warehouse.find_artifact(artifact_id)
-        if artifact is None:
-            raise ArtifactError(
-                f"{artifact_id}, the latest {name}, is not in the warehouse; materialise {name} "
-                f"again"
-            )
-        self.home.artifacts.verify(artifact.stage, artifact_id)
+        artifact = self.parents(name)
+        self.home.artifacts.verify(artifact.stage, artifact.artifact_id)
         return artifact
 
     def ancestor(self, artifact: Artifact, stage: str) -> Artifact:
@@ -134,11 +140,12 @@ class StageRun:
         artifact_id = artifact_id_of(stage, identity, ids, code_version)
         ids += [parent.artifact_id for parent in also_from]
         found = self.reuse(artifact_id, stage)
-        if found is not None and still_whole is not None and not still_whole(found.folder):
+        if found is not None and (still_whole is None or still_whole(found.folder)):
+            return found
+        self.stop_if_planned(artifact_id)
+        if found is not None:
             log.warning("%s: %s is no longer whole and is made again", stage, artifact_id)
             self.home.artifacts.remove(stage, artifact_id)
-        elif found is not None:
-            return found
         started = time.monotonic()
         with self.home.artifacts.write(stage, artifact_id) as folder:
             made = make(folder)
@@ -153,19 +160,29 @@ class StageRun:
             parents=tuple(ids),
             settings=identity,
             code_version=code_version,
-            dagster_run_id=self.context.run.run_id,
+            dagster_run_id=self.dagster_run_id,
             mlflow_run_id=made.mlflow_run_id,
         )
         self.home.warehouse.record(artifact, made.rows)
         log.info("%s: made %s in %.1f s", stage, artifact_id, time.monotonic() - started)
         return Materialised(artifact, self.folder(artifact), reused=False)
 
+    def stop_if_planned(self, artifact_id: str) -> None:
+        """Returns if the stage is at work.
+
+        Raises:
+            WouldComputeError: the stage is only planned, and the artifact is not there.
+        """
+        if self.dagster_run_id is None:
+            raise WouldComputeError(artifact_id)
+
     def reuse(self, artifact_id: str, stage: str) -> Materialised | None:
         """Returns the stored artifact of this id if its row and all its files are whole."""
         artifact = self.home.warehouse.find_artifact(artifact_id)
         if artifact is None or not self.home.artifacts.is_whole(stage, artifact_id):
             return None
-        log.info("%s: reused %s", stage, artifact_id)
+        if self.dagster_run_id is not None:
+            log.info("%s: reused %s", stage, artifact_id)
         return Materialised(artifact, self.folder(artifact), reused=True)
 
     def result(
@@ -194,6 +211,38 @@ class StageRun:
     def progress(self, what: str) -> "Progress":
         """Returns a progress line that is written at most every five seconds."""
         return Progress(what)
+
+
+def _ensure_observed(instance: dg.DagsterInstance, home: Home, name: str) -> None:
+    record = instance.get_latest_data_version_record(
+        dg.AssetKey(["settings", name]), is_source=True
+    )
+    if record is None:
+        raise StaleSettingsError(f"the settings slice {name} was never observed; run `make run`")
+    seen = record.asset_observation
+    if seen is None or seen.tags.get("dagster/data_version") != home.slice_version(name):
+        raise StaleSettingsError(
+            f"the settings slice {name} was changed after it was last observed; run "
+            f"`make run`, or materialise the group `settings` first"
+        )
+
+
+def latest_artifact(instance: dg.DagsterInstance, home: Home, name: str) -> Artifact:
+    """Returns the artifact that the asset `name` last materialised.
+
+    Raises:
+        ArtifactError: the asset was never materialised, or its artifact is gone.
+    """
+    event = instance.get_latest_materialization_event(dg.AssetKey(name))
+    if event is None or event.asset_materialization is None:
+        raise ArtifactError(f"{name} must be materialised first; run `make run`")
+    artifact_id = str(event.asset_materialization.metadata["artifact_id"].value)
+    artifact = home.warehouse.find_artifact(artifact_id)
+    if artifact is None:
+        raise ArtifactError(
+            f"{artifact_id}, the latest {name}, is not in the warehouse; materialise {name} again"
+        )
+    return artifact
 
 
 class Progress:

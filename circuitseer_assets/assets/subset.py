@@ -36,12 +36,20 @@ STRATA_FILE = "length_strata.parquet"
 )
 def subset(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
     """Draws the subset."""
-    run = StageRun(context, home, "selection")
+    run = StageRun.of(context, home, "selection")
+    done = make_subset(run)
+    subset_id = done.artifact.artifact_id
+    command = f"CIRCUITSEER_HOME={home.folder} circuitseer export {subset_id} --format jsonl"
+    return run.result(done, export=dg.MetadataValue.text(command))
+
+
+def make_subset(run: StageRun) -> Materialised:
+    """Returns the subset drawn by the latest scores."""
     scores = run.parent("sample_scores")
     identity = {"selection": run.settings.slice("selection")}
     subset_id = artifact_id_of("subset", identity, [scores.artifact_id], CODE_VERSION)
     strata = [] if run.settings.selection.debias == "none" else [_freeze_strata(run, scores)]
-    done = run.reuse_or_make(
+    return run.reuse_or_make(
         "subset",
         identity,
         [scores],
@@ -49,8 +57,6 @@ def subset(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResul
         code_version=CODE_VERSION,
         also_from=[frozen.artifact for frozen in strata],
     )
-    command = f"CIRCUITSEER_HOME={home.folder} circuitseer export {subset_id} --format jsonl"
-    return run.result(done, export=dg.MetadataValue.text(command))
 
 
 def _draw(

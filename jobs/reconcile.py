@@ -1,0 +1,149 @@
+"""Making again what is out of date, and nothing else, one frontier after the other.
+
+Staleness in Dagster is not transitive: what lies below a stale asset is only marked once that asset
+has run and its content changed. So: observe the settings, run the stale assets without a stale
+ancestor, look again, until nothing is stale or what is lies below a check that failed.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+
+from jobs.full_pipeline import REPORTS
+from jobs.run import PipelineFailedError, PipelineRun, observe_now, run_full_pipeline
+from jobs.staleness import (
+    FailedCheck,
+    asset_graph_of,
+    descendants_of,
+    find_failed_checks,
+    find_stale,
+    frontier_of,
+)
+from resources.home import Home
+
+log = logging.getLogger("circuitseer")
+
+
+@dataclass(frozen=True)
+class Reconciliation:
+    """What one reconciliation did, and how everything stands after it."""
+
+    run_ids: tuple[str, ...]
+    duration_s: float
+    metadata: Mapping[str, Mapping[str, Any]]
+    computed: tuple[str, ...]
+    reused: tuple[str, ...]
+    untouched: tuple[str, ...]
+    saved_s: float = field(default=0.0)
+
+    def of(self, asset: str, name: str) -> Any:
+        """Returns one metadata value of an asset's latest materialisation."""
+        return self.metadata[asset][name]
+
+
+def reconcile(defs: dg.Definitions, home: Home) -> Reconciliation:
+    """Returns what was done until nothing was stale any more.
+
+    An empty home gets one whole run. The dbt models come last, once.
+
+    Raises:
+        PipelineFailedError: a step or a blocking check failed, now or when it last ran.
+    """
+    home.set_environment()
+    started = time.monotonic()
+    graph = asset_graph_of(defs)
+    changed = observe_now(home)
+    if changed:
+        log.info("changed settings: %s", ", ".join(changed))
+    tags = {"circuitseer/reconciliation": uuid.uuid4().hex[:8]}
+    runs: list[PipelineRun] = []
+    done: set[dg.AssetKey] = set()
+    while True:
+        with dg.DagsterInstance.get() as instance:
+            stale = find_stale(instance, graph)
+            failed = find_failed_checks(instance, graph)
+        frontier = _next_frontier(graph, stale, failed)
+        if frontier & done:
+            again = ", ".join(sorted(key.to_user_string() for key in frontier & done))
+            raise PipelineFailedError(
+                f"{again} must be fresh after having run, and is stale; see its page in the UI"
+            )
+        if not frontier:
+            break
+        for key in sorted(frontier & stale.keys()):
+            log.info("%s: %s", key.to_user_string(), stale[key])
+        whole = len(frontier) == len(graph.materializable_asset_keys)
+        runs.append(run_full_pipeline(defs, home, assets=None if whole else frontier, tags=tags))
+        done |= frontier
+    if stale:
+        raise PipelineFailedError(_say_blocked(graph, stale, failed))
+    return _summarise(runs, _latest_metadata(graph), time.monotonic() - started)
+
+
+def _next_frontier(
+    graph: AssetGraph, stale: Mapping[dg.AssetKey, str], failed: list[FailedCheck]
+) -> AbstractSet[dg.AssetKey]:
+    if len(stale) == len(graph.materializable_asset_keys) and not failed:
+        return set(stale)
+    blocked = descendants_of(graph, [check.asset for check in failed])
+    reports = REPORTS.resolve(graph)
+    frontier = frontier_of(graph, stale.keys() - reports, blocked)
+    if frontier or not stale.keys() & reports - blocked:
+        return frontier
+    return reports & (stale.keys() | descendants_of(graph, stale.keys() & reports)) - blocked
+
+
+def _say_blocked(
+    graph: AssetGraph, stale: Mapping[dg.AssetKey, str], failed: list[FailedCheck]
+) -> str:
+    said = [
+        f"the blocking check {check.name} of {check.asset.to_user_string()} failed when it last "
+        f"ran: {check.description}"
+        for check in failed
+        if descendants_of(graph, [check.asset]) & stale.keys()
+    ]
+    names = ", ".join(key.to_user_string() for key in stale if key not in REPORTS.resolve(graph))
+    return f"{'; '.join(said)}; below it nothing is made ({names}): mend the cause, then run again"
+
+
+def _latest_metadata(graph: AssetGraph) -> dict[str, dict[str, Any]]:
+    """Returns the metadata of every asset's latest materialisation."""
+    found = {}
+    with dg.DagsterInstance.get() as instance:
+        for key in graph.materializable_asset_keys:
+            event = instance.get_latest_materialization_event(key)
+            if event is not None and event.asset_materialization is not None:
+                values = event.asset_materialization.metadata
+                found[key.to_user_string()] = {name: v.value for name, v in values.items()}
+    return found
+
+
+def _summarise(
+    runs: list[PipelineRun], metadata: dict[str, dict[str, Any]], duration_s: float
+) -> Reconciliation:
+    ran = {
+        asset: values
+        for run in runs
+        for asset, values in run.metadata.items()
+        if "reused" in values
+    }
+    stages = [asset for asset, values in metadata.items() if "reused" in values]
+    reused = tuple(asset for asset in stages if asset in ran and ran[asset]["reused"])
+    untouched = tuple(asset for asset in stages if asset not in ran)
+    spared = (metadata[asset].get("duration_s", 0.0) for asset in (*reused, *untouched))
+    return Reconciliation(
+        run_ids=tuple(run.run_id for run in runs),
+        duration_s=duration_s,
+        metadata=metadata,
+        computed=tuple(asset for asset in stages if asset in ran and not ran[asset]["reused"]),
+        reused=reused,
+        untouched=untouched,
+        saved_s=float(sum(spared)),
+    )

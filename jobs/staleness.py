@@ -1,0 +1,150 @@
+"""Which assets are stale and why, by the class the Dagster UI itself asks; and which are blocked.
+
+That class is private to Dagster, so this is the only place that names it, the version of dagster is
+pinned, and a test compares what it says with what the UI's GraphQL says.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContext
+from dagster._core.storage.asset_check_execution_record import (
+    AssetCheckExecutionRecord,
+    AssetCheckExecutionRecordStatus,
+)
+
+NEVER_MADE = "it was never materialised"
+
+
+class _Context(LoadingContext):
+    """What Dagster loads its records through."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
+        self._loaders: dict[type, Any] = {}
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        return self._instance
+
+    @property
+    def loaders(self) -> dict[type, Any]:
+        return self._loaders
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCheck:
+    """A blocking check whose latest word is no."""
+
+    asset: dg.AssetKey
+    name: str
+    description: str
+
+
+def asset_graph_of(defs: dg.Definitions) -> AssetGraph:
+    """Returns the graph of all assets."""
+    return defs.resolve_asset_graph()
+
+
+def find_stale(instance: dg.DagsterInstance, graph: AssetGraph) -> dict[dg.AssetKey, str]:
+    """Returns why each stale or missing asset is so, in topological order; fresh ones are left out.
+
+    An asset whose blocking check never saw its latest materialisation counts as stale too: its run
+    ended before the check, and nothing may build on what was not checked.
+    """
+    resolver = CachingStaleStatusResolver(instance, graph, _Context(instance))
+    unchecked = _find_unchecked(instance, graph)
+    stale = {}
+    for key in graph.toposorted_asset_keys:
+        if not graph.get(key).is_materializable:
+            continue
+        status = resolver.get_status(key)
+        if status == StaleStatus.MISSING:
+            stale[key] = NEVER_MADE
+        elif status == StaleStatus.STALE:
+            stale[key] = "; ".join(_in_words(cause) for cause in resolver.get_stale_causes(key))
+        elif key in unchecked:
+            stale[key] = f"its blocking check {unchecked[key]} has not seen it"
+    return stale
+
+
+def _in_words(cause: Any) -> str:
+    about = cause.dependency.asset_key.to_user_string() if cause.dependency else None
+    return f"{about} {cause.reason}" if about else str(cause.reason)
+
+
+def find_failed_checks(instance: dg.DagsterInstance, graph: AssetGraph) -> list[FailedCheck]:
+    """Returns the blocking checks that failed when they last ran."""
+    return [
+        FailedCheck(check.asset_key, check.check_name, check.description or "")
+        for check in _latest_evaluations(instance, graph).values()
+        if check is not None and not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
+    ]
+
+
+def _find_unchecked(instance: dg.DagsterInstance, graph: AssetGraph) -> dict[dg.AssetKey, str]:
+    unchecked = {}
+    for key, evaluation in _latest_evaluations(instance, graph).items():
+        event = instance.get_latest_materialization_event(key.asset_key)
+        if event is None:
+            continue
+        seen = evaluation.target_materialization_data if evaluation else None
+        if seen is None or seen.run_id != event.run_id:
+            unchecked[key.asset_key] = key.name
+    return unchecked
+
+
+def _latest_evaluations(
+    instance: dg.DagsterInstance, graph: AssetGraph
+) -> Mapping[dg.AssetCheckKey, dg.AssetCheckEvaluation | None]:
+    """Returns each blocking check's latest evaluation, None where it has none."""
+    blocking = _blocking_checks(graph)
+    records = instance.event_log_storage.get_latest_asset_check_execution_by_key(blocking)
+    return {key: _evaluation_of(records.get(key)) for key in blocking}
+
+
+def _evaluation_of(record: AssetCheckExecutionRecord | None) -> dg.AssetCheckEvaluation | None:
+    done = (AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED)
+    if record is None or record.status not in done or record.event is None:
+        return None
+    event = record.event.dagster_event
+    return event.asset_check_evaluation_data if event else None
+
+
+def _blocking_checks(graph: AssetGraph) -> list[dg.AssetCheckKey]:
+    specs = (graph.get_check_spec(key) for key in graph.asset_check_keys)
+    return sorted((spec.key for spec in specs if spec.blocking), key=str)
+
+
+def descendants_of(graph: AssetGraph, keys: Iterable[dg.AssetKey]) -> set[dg.AssetKey]:
+    """Returns everything downstream of the assets, themselves left out."""
+    found: set[dg.AssetKey] = set()
+    waiting = list(keys)
+    while waiting:
+        children = graph.get(waiting.pop()).child_keys - found
+        found |= children
+        waiting += children
+    return found
+
+
+def frontier_of(
+    graph: AssetGraph, stale: Iterable[dg.AssetKey], blocked: Iterable[dg.AssetKey]
+) -> set[dg.AssetKey]:
+    """Returns the stale assets without a stale ancestor, with all that is made together with them.
+
+    Assets made by one step are one node here: a sibling is no ancestor.
+    """
+    candidates = set(stale) - set(blocked)
+    together = {key: graph.get(key).execution_set_asset_keys | {key} for key in candidates}
+    behind = {
+        key
+        for ahead in candidates
+        for key in descendants_of(graph, [ahead])
+        if key not in together[ahead]
+    }
+    first = candidates - behind
+    return {sibling for key in first for sibling in together[key]}

@@ -1,0 +1,314 @@
+"""Change only what changed: what one changed setting computes, what it reuses, what it leaves."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from circuitseer_assets import checks, definitions
+from circuitseer_assets.assets import slices
+from circuitseer_assets.method import head_ranking, sample_scores
+from circuitseer_assets.settings import PROJECT_ROOT
+from jobs.full_pipeline import full_pipeline
+from jobs.plan import Planned, make_plan
+from jobs.reconcile import Reconciliation, reconcile
+from jobs.run import PipelineFailedError
+from jobs.staleness import asset_graph_of, find_stale
+from resources.home import Home
+from tests.conftest import small_settings, write_settings
+
+pytestmark = pytest.mark.long
+
+STAGES = (
+    "corpus",
+    "probe_set",
+    "pool",
+    "head_ranking",
+    "sample_scores",
+    "subset",
+    "checkpoint",
+    "evaluation",
+    "audit",
+)
+AFTER_SUBSET = ("checkpoint", "evaluation", "audit")
+
+
+def after(stage: str) -> tuple[str, ...]:
+    """Returns the stage and all behind it in the chain."""
+    return STAGES[STAGES.index(stage) :]
+
+
+class Counts:
+    """What the expensive functions really did."""
+
+    def __init__(self) -> None:
+        self.rankings = self.scored = self.optimiser_steps = self.forwards = 0
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counts]:
+    counted = Counts()
+    rank_heads, score_samples = head_ranking.rank_heads, sample_scores.score_samples
+
+    def count_ranking(*args: Any, **kwargs: Any) -> Any:
+        counted.rankings += 1
+        return rank_heads(*args, **kwargs)
+
+    def count_scores(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        for result in score_samples(*args, **kwargs):
+            counted.scored += 1
+            yield result
+
+    def count_forward(module: torch.nn.Module, args: Any) -> None:
+        counted.forwards += type(module).__name__ == "Qwen2Model"
+
+    def count_step(*args: Any) -> None:
+        counted.optimiser_steps += 1
+
+    monkeypatch.setattr(head_ranking, "rank_heads", count_ranking)
+    monkeypatch.setattr(sample_scores, "score_samples", count_scores)
+    hooks = [
+        torch.nn.modules.module.register_module_forward_pre_hook(count_forward),
+        torch.optim.optimizer.register_optimizer_step_post_hook(count_step),
+    ]
+    yield counted
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    folder = tmp_path_factory.mktemp("reconciled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIRCUITSEER_HOME", str(folder))
+        patch.setenv("DAGSTER_HOME", str(folder / "dagster"))
+        yield Home.prepared(folder)
+
+
+@pytest.fixture(scope="module")
+def defs(home: Home) -> dg.Definitions:
+    """Everything but the dbt models, which have tests of their own."""
+    return dg.Definitions(
+        assets=dg.load_assets_from_modules([slices, *definitions._STAGES]),
+        asset_checks=dg.load_asset_checks_from_modules([checks]),
+        jobs=[full_pipeline],
+        resources={"home": home},
+        executor=dg.in_process_executor,
+    )
+
+
+Change = Callable[..., Reconciliation]
+
+
+@pytest.fixture(scope="module")
+def change(home: Home, defs: dg.Definitions) -> Change:
+    """Reconciles after writing the small settings with some of their slices changed."""
+
+    def reconcile_with(**changes: dict[str, Any]) -> Reconciliation:
+        write_changed(home, changes)
+        return reconcile(defs, home)
+
+    return reconcile_with
+
+
+def write_changed(home: Home, changes: dict[str, dict[str, Any]]) -> None:
+    values = small_settings()
+    for name, slice_ in changes.items():
+        replaced = {} if name == "base_model" else values.get(name, {})
+        values[name] = {**replaced, **slice_}
+    write_settings(home.folder, values)
+
+
+@pytest.fixture(scope="module")
+def first(change: Change) -> Reconciliation:
+    return change()
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("other_model")
+    source = PROJECT_ROOT / "models/tiny"
+    model = AutoModelForCausalLM.from_pretrained(source)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data *= 1 + 0.01 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+def actions(plan: list[Planned]) -> dict[str, str]:
+    return {step.asset: step.action for step in plan}
+
+
+def test_an_empty_home_gets_one_whole_run(first: Reconciliation) -> None:
+    assert len(first.run_ids) == 1
+    assert set(first.computed) == set(STAGES)
+    assert first.saved_s == 0
+
+
+def test_nothing_changed_nothing_runs(
+    first: Reconciliation, change: Change, counts: Counts, home: Home, defs: dg.Definitions
+) -> None:
+    again = change()
+    assert again.run_ids == () == again.computed == again.reused
+    assert set(again.untouched) == set(STAGES)
+    assert counts.forwards == counts.optimiser_steps == 0
+    assert again.saved_s > 1
+    assert set(actions(make_plan(defs, home)).values()) == {"fresh"}
+
+
+MATRIX: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...], str]] = {
+    "budget": (
+        {"selection": {"budget": {"fraction": 0.2}}},
+        after("subset"),
+        "settings/selection changed",
+    ),
+    "seed": ({"selection": {"seed": 7}}, after("subset"), "settings/selection changed"),
+    "power": ({"selection": {"power": 2.0}}, after("subset"), "settings/selection changed"),
+    "score formula": (
+        {"scoring": {"reading": "attention_cv2"}},
+        after("sample_scores"),
+        "settings/scoring changed",
+    ),
+    "training": ({"training": {"max_steps": 12}}, after("checkpoint"), "settings/training changed"),
+    "evaluation": (
+        {"evaluation": {"max_problems": 12}},
+        after("evaluation"),
+        "settings/evaluation changed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_a_changed_setting_computes_what_lies_downstream_and_going_back_nothing(
+    first: Reconciliation,
+    change: Change,
+    counts: Counts,
+    home: Home,
+    defs: dg.Definitions,
+    name: str,
+) -> None:
+    changes, computed, reason = MATRIX[name]
+    change()
+    counts.rankings = counts.scored = counts.optimiser_steps = counts.forwards = 0
+    write_changed(home, changes)
+    plan = make_plan(defs, home)
+    planned = actions(plan)
+    changed_stage = computed[0]
+    assert planned[changed_stage] == "compute"
+    assert {planned[stage] for stage in computed[1:]} <= {"depends"}
+    assert {planned[stage] for stage in STAGES if stage not in computed} == {"fresh"}
+    [step] = [step for step in plan if step.asset == changed_stage]
+    assert reason in step.reason
+
+    done = change(**changes)
+    assert set(done.computed) == set(computed)
+    assert set(done.untouched) == set(STAGES) - set(computed)
+    assert counts.rankings == 0
+    num_pool = first.of("pool", "num_samples")
+    assert counts.scored == (num_pool if "sample_scores" in computed else 0)
+    if "checkpoint" in computed:
+        assert counts.optimiser_steps == done.of("checkpoint", "num_steps")
+    else:
+        assert counts.optimiser_steps == 0
+
+    counts.forwards = counts.optimiser_steps = 0
+    write_changed(home, {})
+    assert {actions(make_plan(defs, home))[stage] for stage in computed} == {"reuse"}
+    back = change()
+    assert back.computed == ()
+    assert set(back.reused) == set(computed)
+    assert counts.forwards == counts.optimiser_steps == 0
+    for stage in STAGES:
+        assert back.of(stage, "artifact_id") == first.of(stage, "artifact_id")
+
+
+def test_another_base_model_leaves_corpus_and_probes(
+    first: Reconciliation, change: Change, counts: Counts, other_model: Path
+) -> None:
+    change()
+    done = change(base_model={"source": "local", "path": str(other_model)})
+    assert set(done.computed) == set(after("head_ranking"))
+    assert set(done.untouched) == {"corpus", "probe_set", "pool"}
+    assert counts.rankings == 1
+    assert counts.scored == first.of("pool", "num_samples")
+    assert change().computed == ()
+
+
+def test_new_rows_alone_are_scored_and_the_probes_stay(
+    first: Reconciliation, change: Change, counts: Counts
+) -> None:
+    change()
+    more = first.of("corpus", "num_samples") + 4
+    grown = change(corpus={"num_samples": more})
+    assert counts.rankings == 0
+    assert "head_ranking" in grown.untouched
+    assert grown.of("probe_set", "artifact_id") == first.of("probe_set", "artifact_id")
+    new = grown.of("pool", "num_samples") - first.of("pool", "num_samples")
+    assert 0 < new <= 4
+    assert counts.scored == new
+    assert grown.of("sample_scores", "num_scored_anew") == new
+    change()
+
+
+def test_another_list_of_benchmarks_leaves_the_corpus_as_read(
+    first: Reconciliation, change: Change, counts: Counts
+) -> None:
+    change()
+    longer = {"benchmarks": [{"task": "word_problems", "num_problems": 30}]}
+    done = change(decontamination=longer)
+    assert "corpus" in done.untouched
+    assert "pool" in done.computed
+    # No sample was like the six new problems: the pool is what it was, and the chain is cut there.
+    assert done.of("pool", "num_samples") == first.of("pool", "num_samples")
+    assert {"head_ranking", "sample_scores", "subset", "checkpoint"} <= set(done.untouched)
+    assert {"evaluation", "audit"} <= set(done.computed)  # six more problems are asked
+    assert counts.rankings == counts.scored == counts.optimiser_steps == 0
+    change()
+
+
+def test_a_failed_blocking_check_stops_what_lies_below_also_on_the_next_call(
+    first: Reconciliation,
+    change: Change,
+    monkeypatch: pytest.MonkeyPatch,
+    home: Home,
+    defs: dg.Definitions,
+) -> None:
+    change()
+    before = first.of("checkpoint", "artifact_id")
+    # Fewer rows than the budget: the very thing the check is there to see.
+    draw = definitions.subset.draw_subset
+    monkeypatch.setattr(
+        definitions.subset, "draw_subset", lambda pool, selection: draw(pool, selection).slice(1)
+    )
+    budget = {"selection": {"budget": {"fraction": 0.3}}}
+    with pytest.raises(PipelineFailedError, match="subset_is_the_budget of subset failed"):
+        change(**budget)
+    monkeypatch.undo()
+    for _ in range(2):
+        with pytest.raises(PipelineFailedError, match=r"failed when it last ran.*below it nothing"):
+            change(**budget)
+    with dg.DagsterInstance.get() as instance:
+        stale = find_stale(instance, asset_graph_of(defs))
+    assert dg.AssetKey("checkpoint") in stale
+    assert dg.AssetKey("subset") not in stale
+    assert change().of("checkpoint", "artifact_id") == before  # back to a subset that passes
+
+
+def test_plan_and_run_agree_about_two_changes_at_once(
+    first: Reconciliation, change: Change, home: Home, defs: dg.Definitions
+) -> None:
+    change()
+    both = {"selection": {"seed": 11}, "evaluation": {"max_problems": 10}}
+    write_changed(home, both)
+    planned = actions(make_plan(defs, home))
+    assert planned["subset"] == planned["evaluation"] == "compute"
+    assert planned["checkpoint"] == "depends"
+    assert all(planned[s] == "fresh" for s in itertools.takewhile(lambda s: s != "subset", STAGES))
+    assert set(change(**both).computed) == set(after("subset"))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
@@ -135,3 +136,18 @@ def test_importing_the_definitions_loads_no_heavy_library(home_folder: Path) -> 
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.long
+def test_one_dbt_model_can_be_made_alone_though_no_other_is_there(
+    first_run: Any, home: Home
+) -> None:
+    from circuitseer_assets.definitions import make_definitions
+    from jobs.run import run_full_pipeline
+
+    with home.warehouse.connect() as connection:
+        views = connection.execute("select view_name from duckdb_views() where not internal")
+        for (name,) in views.fetchall():
+            connection.execute(f"drop view {name} cascade")
+    run = run_full_pipeline(make_definitions(home), home, assets={dg.AssetKey("subset_lineage")})
+    assert list(run.metadata) == ["subset_lineage"]

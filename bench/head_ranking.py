@@ -100,6 +100,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
             for head, probe in pairs
         ),
         **replay(effects, k, settings),
+        "top_heads": [str(head) for head in sorted(top)],
         "heads": len(laboratory.heads),
         "chosen_heads": k,
         "probes": len(probes),

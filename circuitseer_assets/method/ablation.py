@@ -40,8 +40,8 @@ Ablation = AbstractSet[HeadId]
 
 _NORM_NAMES = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
 _LOGIT_ROWS = 128
-# On a CPU a larger batch leaves the cache and is slower for it.
-_CPU_BATCH_TOKENS = 1024
+# On a CPU a batch with more numbers than this in one hidden state leaves the cache, and is slower.
+_CPU_HIDDEN_NUMBERS = 600_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,35 +146,46 @@ def ablated_loss_nats(
     starts = [min((head.layer for head in heads), default=0) for heads in ablations]
     order = sorted(range(len(ablations)), key=lambda i: starts[i])
     if parts.model.device.type == "cpu":
-        max_batch_tokens = min(max_batch_tokens, _CPU_BATCH_TOKENS)
+        width = parts.model.config.get_text_config().hidden_size
+        max_batch_tokens = min(max_batch_tokens, _CPU_HIDDEN_NUMBERS // width)
     size = max(1, max_batch_tokens // len(clean.text.input_ids))
     inputs = _LayerInputs(parts, clean)
+    attention = _AblatedAttention(kind, mean_outputs)
     losses = [0.0] * len(ablations)
-    for first in range(0, len(order), size):
-        walk = order[first : first + size]
-        replacement = _Replacement([ablations[i] for i in walk], kind, mean_outputs)
-        hidden = _walk(parts, inputs, [starts[i] for i in walk], replacement)
-        found = _loss_nats(parts, hidden, clean.text).tolist()
-        for i, loss in zip(walk, found, strict=True):
-            losses[i] = loss
-        if report is not None:
-            report(walk, found)
+    # Entered once: choosing the attention of a model takes longer than a layer of a small one.
+    with intercept_attention(parts.model, attention):
+        for first in range(0, len(order), size):
+            walk = order[first : first + size]
+            rows = _rows_to_join(inputs, [starts[i] for i in walk])
+            attention.ablations = [ablations[i] for i in walk]
+            hidden = _walk(parts, clean, rows)
+            attention.ablations = ()
+            found = _loss_nats(parts, hidden, clean.text).tolist()
+            for i, loss in zip(walk, found, strict=True):
+                losses[i] = loss
+            if report is not None:
+                report(walk, found)
     return losses
 
 
-def _walk(
-    parts: DecoderParts, inputs: "_LayerInputs", starts: Sequence[int], replacement: "_Replacement"
-) -> Tensor:
-    """Returns the last layer's output under each ablation, (B, T, C); `starts` ascend."""
-    rows: list[Tensor] = []
-    for layer in range(starts[0], parts.num_layers):
-        joining = starts.count(layer)
-        if joining:
-            rows.append(inputs.of(layer).expand(joining, -1, -1))
-        hidden = rows[0] if len(rows) == 1 else torch.cat(rows)  # (b, T, C)
-        with intercept_attention(parts.model, replacement):
-            rows = [_run_layer(parts, layer, hidden, inputs.clean.layer_kwargs[layer])]
-    return rows[0]
+def _rows_to_join(inputs: "_LayerInputs", starts: Sequence[int]) -> dict[int, Tensor]:
+    """Returns the rows that join the walk at each layer, (b, T, C); `starts` ascend."""
+    return {
+        layer: inputs.of(layer).expand(starts.count(layer), -1, -1)
+        for layer in dict.fromkeys(starts)
+    }
+
+
+def _walk(parts: DecoderParts, clean: CleanForward, rows: dict[int, Tensor]) -> Tensor:
+    """Returns the last layer's output of all rows, those that joined first in front, (B, T, C)."""
+    hidden: Tensor | None = None
+    for layer in range(min(rows), parts.num_layers):
+        if layer in rows:
+            hidden = rows[layer] if hidden is None else torch.cat([hidden, rows[layer]])
+        assert hidden is not None  # the first rows join at the first layer
+        hidden = _run_layer(parts, layer, hidden, clean.layer_kwargs[layer])  # (b, T, C)
+    assert hidden is not None
+    return hidden
 
 
 @dataclass(slots=True, eq=False)
@@ -193,19 +204,21 @@ class _LayerInputs:
             self.layer, self.hidden = below, self.clean.layer_inputs[below]
         while self.layer < layer:
             kwargs = self.clean.layer_kwargs[self.layer]
-            with intercept_attention(self.parts.model, lambda _, attend: attend()):
-                self.hidden = _run_layer(self.parts, self.layer, self.hidden, kwargs)
+            self.hidden = _run_layer(self.parts, self.layer, self.hidden, kwargs)
             self.layer += 1
         return self.hidden
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Replacement:
-    """Computes attention, and replaces the output of the heads that a row's ablation names."""
+@dataclass(slots=True, eq=False)
+class _AblatedAttention:
+    """Computes attention, and replaces the output of the heads that each row's ablation names.
 
-    ablations: Sequence[Ablation]
+    Between two walks there are no ablations, and the attention is the model's own.
+    """
+
     kind: AblationKind
     mean_outputs: Tensor | None
+    ablations: Sequence[Ablation] = ()
 
     def __call__(self, call: AttentionCall, attend: Callable[[], Tensor]) -> Tensor:
         output = attend()  # (b, T, H, V)
@@ -295,7 +308,7 @@ def check_restart(
         parts, clean, [frozenset(), head], kind=kind, max_batch_tokens=1, mean_outputs=mean_outputs
     )
     expected = _full_loss_nats(parts, text, None)
-    expected_ablated = _full_loss_nats(parts, text, _Replacement([head], kind, mean_outputs))
+    expected_ablated = _full_loss_nats(parts, text, _AblatedAttention(kind, mean_outputs, [head]))
     tolerance = 1e-4 if parts.model.dtype == torch.float32 else 2e-2
     pairs = ((plain, expected), (clean.loss_nats, expected), (ablated, expected_ablated))
     for got, wanted in pairs:

@@ -36,14 +36,14 @@ def test_a_fraction_too_small_for_one_head_is_refused():
 @pytest.mark.parametrize(
     ("num_probes", "first", "ends"),
     [
-        (64, 4, [4, 8, 16, 32, 64]),
-        (6, 4, [4, 6]),
+        (64, 4, [4, 5, 7, 9, 12, 15, 19, 24, 30, 38, 48, 60, 64]),
+        (6, 4, [4, 5, 6]),
         (4, 4, [4]),
         (3, 4, [3]),
-        (40, 4, [4, 8, 16, 32, 40]),
+        (9, 2, [2, 3, 4, 5, 7, 9]),
     ],
 )
-def test_rounds_double(num_probes, first, ends):
+def test_rounds_grow_by_a_quarter(num_probes, first, ends):
     assert list(round_ends(num_probes, first)) == ends
 
 

@@ -3,6 +3,7 @@
 python -m bench.run_all
 """
 
+import argparse
 import datetime
 import json
 import subprocess
@@ -11,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
+REPORT = Path(__file__).with_name("RESULTS.md")
+RESULTS = Path(__file__).with_name("results")
 # Each program with the figures it is judged by: at least, or at most, so much.
 PROGRAMS: Mapping[tuple[str, ...], Mapping[str, tuple[str, float]]] = {
     ("bench.head_ranking", "--model", "smollm2"): {
@@ -43,26 +45,43 @@ PROGRAMS: Mapping[tuple[str, ...], Mapping[str, tuple[str, float]]] = {
 
 
 def main() -> None:
-    """Runs all and writes the report; ends with status 1 if a bar is missed."""
-    results = {program: run(program) for program in PROGRAMS}
-    RESULTS.write_text(format_report(results))
+    """Runs the programs named, or all, and writes the report; ends with 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="parts of programs' names; all if left out")
+    names = parser.parse_args().names
+    for program in PROGRAMS:
+        if not names or any(name in name_of(program) for name in names):
+            run(program)
+    results = {program: json.loads(path_of(program).read_text()) for program in PROGRAMS}
+    REPORT.write_text(format_report(results))
     missed = [
         f"{key} of {' '.join(program)}"
         for program, bars in PROGRAMS.items()
         for key, bar in bars.items()
         if not holds(results[program][key], bar)
     ]
-    print(f"wrote {RESULTS}; " + (f"missed: {', '.join(missed)}" if missed else "all bars hold"))
+    print(f"wrote {REPORT}; " + (f"missed: {', '.join(missed)}" if missed else "all bars hold"))
     sys.exit(bool(missed))
 
 
-def run(program: Sequence[str]) -> dict[str, Any]:
-    """Returns what one program printed last."""
+def run(program: Sequence[str]) -> None:
+    """Runs one program and keeps what it printed last."""
     command = [sys.executable, "-m", *program]
     print("running", *program, file=sys.stderr)
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return result
+    result = {"date": datetime.date.today().isoformat(), **json.loads(printed.splitlines()[-1])}
+    RESULTS.mkdir(exist_ok=True)
+    path_of(program).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def name_of(program: Sequence[str]) -> str:
+    """Returns a short name of the program and its model."""
+    return "-".join([program[0].removeprefix("bench."), *program[2:]])
+
+
+def path_of(program: Sequence[str]) -> Path:
+    """Returns where the program's latest result lies."""
+    return RESULTS / f"{name_of(program)}.json"
 
 
 def holds(value: float, bar: tuple[str, float]) -> bool:
@@ -73,15 +92,11 @@ def holds(value: float, bar: tuple[str, float]) -> bool:
 
 def format_report(results: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str:
     """Returns the report: one table of figures against bars, then each program's whole output."""
-    first = next(iter(results.values()))
-    machine, versions = first["machine"], first["versions"]
     lines = [
         "# What the measurements gave",
         "",
-        f"{datetime.date.today().isoformat()}, {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['system']}; " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
         "Written by `make bench`. Both sides of every ratio were timed in one run, turn about; the",
-        "figures are medians. What each program measures stands at its head.",
+        "figures are medians. What a program measures stands at its head, in `bench/`.",
         "",
         "| program | figure | measured | bar | |",
         "|---|---|---|---|---|",
@@ -94,9 +109,19 @@ def format_report(results: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str:
                 f"{met} |"
             )
     for program, result in results.items():
-        shown = {k: v for k, v in result.items() if k not in ("machine", "versions")}
-        lines += ["", f"## python -m {' '.join(program)}", "", "```json"]
-        lines += [json.dumps(_rounded(shown), indent=1), "```"]
+        machine, versions = result["machine"], result["versions"]
+        shown = {k: v for k, v in result.items() if k not in ("date", "machine", "versions")}
+        lines += [
+            "",
+            f"## python -m {' '.join(program)}",
+            "",
+            f"{result['date']}, {machine['cpu']}, {machine['cores']} cores, {machine['system']};",
+            ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+            "",
+            "```json",
+            json.dumps(_rounded(shown), indent=1),
+            "```",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -36,7 +36,7 @@ run: $(READY)  ## make what is out of date on the settings in use, and nothing e
 	@$(CIRCUITSEER) run $(OVERRIDES)
 
 plan: $(READY)  ## say what `make run` would do with every asset, and why
-	@$(CIRCUITSEER) plan $(OVERRIDES)
+	@$(CIRCUITSEER) plan $(if $(PRESET),--preset "$(PRESET)")
 
 dev: $(READY)  ## start the Dagster UI (127.0.0.1:3000) and the MLflow UI (127.0.0.1:5000)
 	@$(CIRCUITSEER) dev $(if $(PRESET),--preset "$(PRESET)")

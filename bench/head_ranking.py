@@ -179,34 +179,20 @@ def _loss_of(
 
 def replay(effects: FloatArray, k: int, settings: HeadRankingSettings) -> dict[str, Any]:
     """Returns how often the race finds the exhaustive set in random orders, and what it costs."""
-    num_heads, num_probes = effects.shape
+    num_probes = effects.shape[1]
     truth = set(statistics.top_heads(effects.mean(1), k).tolist())
     random = np.random.default_rng(0)
     same, cost, missed = 0, 0, []
     for _ in range(NUM_REPLAYS):
-        shuffled = effects[:, random.permutation(num_probes)]
-        seen = 0
-
-        def measure_shuffled(
-            end: int, running: BoolArray, shuffled: FloatArray = shuffled
-        ) -> FloatArray:
-            nonlocal cost, seen
-            cost += int(running.sum()) * (end - seen)
-            seen = end
-            return shuffled[:, :end]
-
-        running = statistics.run_race(
-            measure_shuffled,
-            num_heads=num_heads,
-            num_probes=num_probes,
+        found, looked_at = statistics.replay_race(
+            effects[:, random.permutation(num_probes)],
             k=k,
             first_round_probes=settings.first_round_probes,
             z=settings.interval_z,
         )
-        finished = np.where(running, effects.mean(1), np.nan)
-        found = set(statistics.top_heads(finished, k).tolist())
-        same += found == truth
-        missed.append(len(truth - found))
+        cost += looked_at
+        same += set(found.tolist()) == truth
+        missed.append(len(truth - set(found.tolist())))
     interval = stats.binomtest(same, NUM_REPLAYS).proportion_ci(method="exact")
     return {
         "replay_same_set_rate": same / NUM_REPLAYS,

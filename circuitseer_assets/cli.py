@@ -39,7 +39,7 @@ def run(
     preset: Preset = None, corpus: CorpusFile = None, evaluation: EvaluationFile = None
 ) -> None:
     """Make what is missing or out of date on the settings in use, and say what came out."""
-    home = _home_in_use(preset, corpus, evaluation)
+    home = _home_at(write_overrides(preset, corpus, evaluation))
     _log_to_terminal()
     from circuitseer_assets.definitions import defs
     from jobs.reconcile import reconcile
@@ -49,20 +49,17 @@ def run(
 
 
 @app.command()
-def plan(
-    preset: Preset = None, corpus: CorpusFile = None, evaluation: EvaluationFile = None
-) -> None:
+def plan(preset: Preset = None) -> None:
     """Say what `run` would do with every asset, and why; nothing is made."""
-    home = _home_in_use(preset, corpus, evaluation)
+    home = _home_at(home_of(preset))
     from circuitseer_assets.definitions import defs
     from jobs.plan import format_plan, make_plan
 
     print(format_plan(make_plan(defs, home)))
 
 
-def _home_in_use(preset: str | None, corpus: str | None, evaluation: str | None) -> "Home":
-    """Returns the home, with the settings that the options make."""
-    folder = write_overrides(preset, corpus, evaluation)
+def _home_at(folder: Path) -> "Home":
+    """Returns the home at `folder`, in use from now on, after saying which settings are."""
     atexit.register(_end_quietly)
     from resources.home import Home
 
@@ -100,7 +97,9 @@ def export(
     from resources.export import export_subset
     from resources.home import Home
 
-    path, num_samples = export_subset(Home.prepared(home_of(preset)), subset, format_, output)
+    home = Home.prepared(home_of(preset))
+    subset_id = _latest_id(home, "subset") if subset == "latest" else subset
+    path, num_samples = export_subset(home, subset_id, format_, output)
     console.print(f"wrote {num_samples} samples to")
     print(path)
 
@@ -115,14 +114,21 @@ def lineage(
     from circuitseer_assets.method.audit import format_lineage, lineage_as_json, trace_lineage
     from resources.home import Home
 
-    warehouse = Home.prepared(home_of(preset)).warehouse
-    artifact_id = artifact
-    if artifact == "latest":
-        artifact_id = next(
-            (a.artifact_id for a in warehouse.latest_artifacts("audit", 1)), artifact
-        )
-    traced = trace_lineage(artifact_id, warehouse.find_artifact)
+    home = Home.prepared(home_of(preset))
+    artifact_id = _latest_id(home, "audit") if artifact == "latest" else artifact
+    traced = trace_lineage(artifact_id, home.warehouse.find_artifact)
     print(json.dumps(lineage_as_json(traced), indent=1) if as_json else format_lineage(traced))
+
+
+def _latest_id(home: "Home", asset: str) -> str:
+    """Returns the id of what an asset last materialised: after going back, not the newest made."""
+    import dagster as dg
+
+    from circuitseer_assets.assets.stage import latest_artifact
+
+    home.set_environment()
+    with dg.DagsterInstance.get() as instance:
+        return latest_artifact(instance, home, asset).artifact_id
 
 
 def main() -> None:

@@ -68,7 +68,9 @@ def make_plan(defs: dg.Definitions, home: Home) -> list[Planned]:
     """
     graph = asset_graph_of(defs)
     with dg.DagsterInstance.get() as instance:
-        stale = {key.to_user_string(): why for key, why in find_stale(instance, graph).items()}
+        stale = {
+            key.to_user_string(): why for key, why in find_stale(instance, graph, home).items()
+        }
         observations = find_changed_slices(instance, home)
         changed = {observation.asset_key.to_user_string() for observation in observations}
         latest = {name: _latest(instance, home, name) for names in _STEPS for name in names}

@@ -2,7 +2,8 @@
 
 Staleness in Dagster is not transitive: what lies below a stale asset is only marked once that asset
 has run and its content changed. So: observe the settings, run the stale assets without a stale
-ancestor, look again, until nothing is stale or what is lies below a check that failed.
+ancestor, look again, until nothing is stale. A step or a blocking check that fails ends it; the
+next call takes that asset up again first: nothing below it is made before the check passes.
 """
 
 import logging
@@ -18,14 +19,7 @@ from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
 from jobs.full_pipeline import REPORTS
 from jobs.run import PipelineFailedError, PipelineRun, observe_now, run_full_pipeline
-from jobs.staleness import (
-    FailedCheck,
-    asset_graph_of,
-    descendants_of,
-    find_failed_checks,
-    find_stale,
-    frontier_of,
-)
+from jobs.staleness import asset_graph_of, descendants_of, find_stale, frontier_of
 from resources.home import Home
 
 log = logging.getLogger("circuitseer")
@@ -54,7 +48,7 @@ def reconcile(defs: dg.Definitions, home: Home) -> Reconciliation:
     An empty home gets one whole run. The dbt models come last, once.
 
     Raises:
-        PipelineFailedError: a step or a blocking check failed, now or when it last ran.
+        PipelineFailedError: a step or a blocking check failed.
     """
     home.set_environment()
     started = time.monotonic()
@@ -67,9 +61,8 @@ def reconcile(defs: dg.Definitions, home: Home) -> Reconciliation:
     done: set[dg.AssetKey] = set()
     while True:
         with dg.DagsterInstance.get() as instance:
-            stale = find_stale(instance, graph)
-            failed = find_failed_checks(instance, graph)
-        frontier = _next_frontier(graph, stale, failed)
+            stale = find_stale(instance, graph, home)
+        frontier = _next_frontier(graph, stale)
         if frontier & done:
             again = ", ".join(sorted(key.to_user_string() for key in frontier & done))
             raise PipelineFailedError(
@@ -82,35 +75,17 @@ def reconcile(defs: dg.Definitions, home: Home) -> Reconciliation:
         whole = len(frontier) == len(graph.materializable_asset_keys)
         runs.append(run_full_pipeline(defs, home, assets=None if whole else frontier, tags=tags))
         done |= frontier
-    if stale:
-        raise PipelineFailedError(_say_blocked(graph, stale, failed))
     return _summarise(runs, _latest_metadata(graph), time.monotonic() - started)
 
 
-def _next_frontier(
-    graph: AssetGraph, stale: Mapping[dg.AssetKey, str], failed: list[FailedCheck]
-) -> AbstractSet[dg.AssetKey]:
-    if len(stale) == len(graph.materializable_asset_keys) and not failed:
+def _next_frontier(graph: AssetGraph, stale: Mapping[dg.AssetKey, str]) -> AbstractSet[dg.AssetKey]:
+    if len(stale) == len(graph.materializable_asset_keys):
         return set(stale)
-    blocked = descendants_of(graph, [check.asset for check in failed])
     reports = REPORTS.resolve(graph)
-    frontier = frontier_of(graph, stale.keys() - reports, blocked)
-    if frontier or not stale.keys() & reports - blocked:
-        return frontier
-    return reports & (stale.keys() | descendants_of(graph, stale.keys() & reports)) - blocked
-
-
-def _say_blocked(
-    graph: AssetGraph, stale: Mapping[dg.AssetKey, str], failed: list[FailedCheck]
-) -> str:
-    said = [
-        f"the blocking check {check.name} of {check.asset.to_user_string()} failed when it last "
-        f"ran: {check.description}"
-        for check in failed
-        if descendants_of(graph, [check.asset]) & stale.keys()
-    ]
-    names = ", ".join(key.to_user_string() for key in stale if key not in REPORTS.resolve(graph))
-    return f"{'; '.join(said)}; below it nothing is made ({names}): mend the cause, then run again"
+    stale_reports = stale.keys() & reports
+    if stale.keys() - reports:
+        return frontier_of(graph, stale.keys() - reports)
+    return stale_reports | (descendants_of(graph, stale_reports) & reports)
 
 
 def _latest_metadata(graph: AssetGraph) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from circuitseer_assets.errors import CircuitSeerError
+from jobs.dead_runs import end_dead_runs, process_tags
 from jobs.observe_settings import find_changed_slices
 from resources.home import Home
 
@@ -52,10 +53,11 @@ def run_full_pipeline(
     home.set_environment()
     started = time.monotonic()
     with _libraries_quiet(home.folder / "last_run.log"), dg.DagsterInstance.get() as instance:
+        end_dead_runs(instance)
         result = defs.resolve_job_def("full_pipeline").execute_in_process(
             instance=instance,
             asset_selection=None if assets is None else sorted(assets),
-            tags={"circuitseer/command": "run", **(tags or {})},
+            tags={"circuitseer/command": "run", **process_tags(), **(tags or {})},
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )

@@ -1,11 +1,10 @@
-"""Which assets are stale and why, by the class the Dagster UI itself asks; and which are blocked.
+"""Which assets are stale and why: by the class the Dagster UI itself asks, and by what is lost.
 
 That class is private to Dagster, so this is the only place that names it, the version of dagster is
 pinned, and a test compares what it says with what the UI's GraphQL says.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -16,6 +15,8 @@ from dagster._core.storage.asset_check_execution_record import (
     AssetCheckExecutionRecord,
     AssetCheckExecutionRecordStatus,
 )
+
+from resources.home import Home
 
 NEVER_MADE = "it was never materialised"
 
@@ -36,28 +37,23 @@ class _Context(LoadingContext):
         return self._loaders
 
 
-@dataclass(frozen=True, slots=True)
-class FailedCheck:
-    """A blocking check whose latest word is no."""
-
-    asset: dg.AssetKey
-    name: str
-    description: str
-
-
 def asset_graph_of(defs: dg.Definitions) -> AssetGraph:
     """Returns the graph of all assets."""
     return defs.resolve_asset_graph()
 
 
-def find_stale(instance: dg.DagsterInstance, graph: AssetGraph) -> dict[dg.AssetKey, str]:
+def find_stale(
+    instance: dg.DagsterInstance, graph: AssetGraph, home: Home
+) -> dict[dg.AssetKey, str]:
     """Returns why each stale or missing asset is so, in topological order; fresh ones are left out.
 
-    An asset whose blocking check never saw its latest materialisation counts as stale too: its run
-    ended before the check, and nothing may build on what was not checked.
+    Two more count as stale that Dagster calls fresh. One whose files or row are gone: it is made
+    again. And one whose blocking check failed, or never saw its latest materialisation: it is
+    looked up and checked again, and nothing is built on it before the check passes.
     """
     resolver = CachingStaleStatusResolver(instance, graph, _Context(instance))
     unchecked = _find_unchecked(instance, graph)
+    lost = _find_lost(instance, graph, home)
     stale = {}
     for key in graph.toposorted_asset_keys:
         if not graph.get(key).is_materializable:
@@ -67,8 +63,8 @@ def find_stale(instance: dg.DagsterInstance, graph: AssetGraph) -> dict[dg.Asset
             stale[key] = NEVER_MADE
         elif status == StaleStatus.STALE:
             stale[key] = "; ".join(_in_words(cause) for cause in resolver.get_stale_causes(key))
-        elif key in unchecked:
-            stale[key] = f"its blocking check {unchecked[key]} has not seen it"
+        elif key in lost or key in unchecked:
+            stale[key] = lost.get(key) or unchecked[key]
     return stale
 
 
@@ -77,13 +73,26 @@ def _in_words(cause: Any) -> str:
     return f"{about} {cause.reason}" if about else str(cause.reason)
 
 
-def find_failed_checks(instance: dg.DagsterInstance, graph: AssetGraph) -> list[FailedCheck]:
-    """Returns the blocking checks that failed when they last ran."""
-    return [
-        FailedCheck(check.asset_key, check.check_name, check.description or "")
-        for check in _latest_evaluations(instance, graph).values()
-        if check is not None and not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
-    ]
+def _find_lost(
+    instance: dg.DagsterInstance, graph: AssetGraph, home: Home
+) -> dict[dg.AssetKey, str]:
+    lost = {}
+    for key in graph.materializable_asset_keys:
+        event = instance.get_latest_materialization_event(key)
+        made = event.asset_materialization if event else None
+        if made is None or "artifact_id" not in made.metadata:
+            continue
+        artifact_id = str(made.metadata["artifact_id"].value)
+        artifact = home.warehouse.find_artifact(artifact_id)
+        if artifact is None:
+            lost[key] = f"{artifact_id} is not in the warehouse"
+        elif not home.artifacts.is_present(artifact.stage, artifact_id):
+            lost[key] = f"files of {artifact_id} are gone"
+        elif "mlflow_model_uri" in made.metadata:
+            uri = str(made.metadata["mlflow_model_uri"].value)
+            if not home.tracking().has_model(uri):
+                lost[key] = f"the weights of {uri} are gone"
+    return lost
 
 
 def _find_unchecked(instance: dg.DagsterInstance, graph: AssetGraph) -> dict[dg.AssetKey, str]:
@@ -93,8 +102,11 @@ def _find_unchecked(instance: dg.DagsterInstance, graph: AssetGraph) -> dict[dg.
         if event is None:
             continue
         seen = evaluation.target_materialization_data if evaluation else None
-        if seen is None or seen.run_id != event.run_id:
-            unchecked[key.asset_key] = key.name
+        if evaluation is None or seen is None or seen.run_id != event.run_id:
+            unchecked[key.asset_key] = f"its blocking check {key.name} has not seen it"
+        elif not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR:
+            said = f": {evaluation.description}" if evaluation.description else ""
+            unchecked[key.asset_key] = f"its blocking check {key.name} failed{said}"
     return unchecked
 
 
@@ -131,14 +143,12 @@ def descendants_of(graph: AssetGraph, keys: Iterable[dg.AssetKey]) -> set[dg.Ass
     return found
 
 
-def frontier_of(
-    graph: AssetGraph, stale: Iterable[dg.AssetKey], blocked: Iterable[dg.AssetKey]
-) -> set[dg.AssetKey]:
+def frontier_of(graph: AssetGraph, stale: Iterable[dg.AssetKey]) -> set[dg.AssetKey]:
     """Returns the stale assets without a stale ancestor, with all that is made together with them.
 
     Assets made by one step are one node here: a sibling is no ancestor.
     """
-    candidates = set(stale) - set(blocked)
+    candidates = set(stale)
     together = {key: graph.get(key).execution_set_asset_keys | {key} for key in candidates}
     behind = {
         key

@@ -139,6 +139,15 @@ class ArtifactStore:
             return False
         return True
 
+    def is_present(self, stage: str, artifact_id: str) -> bool:
+        """Returns whether every file of the artifact is there with its size; nothing is read."""
+        folder = self.folder(stage, artifact_id)
+        try:
+            recorded = _read_manifest(folder)
+            return all((folder / n).stat().st_size == e["bytes"] for n, e in recorded.items())
+        except (ArtifactError, FileNotFoundError):
+            return False
+
     def remove(self, stage: str, artifact_id: str) -> None:
         """Returns when the artifact's files are gone; a reader sees all of them or none."""
         folder = self.folder(stage, artifact_id)

@@ -24,11 +24,7 @@ def export_subset(
         ArtifactError: there is no such subset, or its corpus is not whole.
     """
     warehouse = home.warehouse
-    if subset_id == "latest":
-        newest = warehouse.latest_artifacts("subset", 1)
-        subset = newest[0] if newest else None
-    else:
-        subset = warehouse.find_artifact(subset_id)
+    subset = warehouse.find_artifact(subset_id)
     if subset is None or subset.stage != "subset":
         known = ", ".join(a.artifact_id for a in warehouse.latest_artifacts("subset", 5)) or "none"
         raise ArtifactError(
@@ -49,6 +45,11 @@ def export_subset(
         num_rows = (
             _write_jsonl(rows, part) if file_format == "jsonl" else _write_parquet(rows, part)
         )
+        if num_rows != len(scores):
+            raise ArtifactError(
+                f"{subset.artifact_id} must have its {len(scores)} rows in {corpus.artifact_id}, "
+                f"got {num_rows}; run `make run`, then export again"
+            )
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -74,7 +75,15 @@ def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path) -> int:
 
 
 def _write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
-    # A subset is small beside its corpus, and only all its rows together tell the columns' types.
-    table = pa.Table.from_pylist(list(rows))
+    # A subset is small beside its corpus, and only all its rows together tell columns and types.
+    held = list(rows)
+    names = list(dict.fromkeys(name for row in held for name in row))
+    try:
+        table = pa.table({name: [row.get(name) for row in held] for name in names})
+    except pa.ArrowException as error:
+        raise ArtifactError(
+            f"--format must be jsonl where a column holds values of several types, got parquet "
+            f"({' '.join(str(error).split())}); export as jsonl"
+        ) from error
     pq.write_table(table, path, compression="zstd")
     return int(table.num_rows)

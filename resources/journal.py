@@ -12,7 +12,8 @@ class FileJournal(MutableMapping[str, NDArray[np.float64]]):
     """Arrays of numbers by name, appended to one JSON Lines file as they are set.
 
     A name that is set again is another line, and the last one counts. A process that is killed
-    while it writes leaves half a line at the end: it is cut off when the journal is opened again.
+    while it writes leaves half a line at the end: the journal is cut off before the first line that
+    cannot be read when it is opened again. One process at a time may have it open.
     """
 
     def __init__(self, path: Path) -> None:
@@ -23,9 +24,12 @@ class FileJournal(MutableMapping[str, NDArray[np.float64]]):
         whole = 0
         with path.open("rb") as file:
             for line in file:
-                if not line.endswith(b"\n"):
+                try:
+                    entry = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    entry = None
+                if entry is None:
                     break
-                entry = json.loads(line)
                 self._arrays[entry["name"]] = np.array(entry["values"], dtype=np.float64)
                 whole += len(line)
         with path.open("rb+") as file:

@@ -70,13 +70,19 @@ def home_of(preset: str | None) -> Path:
     """Returns the home of a preset, with the settings of its last run, or the preset's own.
 
     Raises:
-        SettingsError: there is no such preset.
+        SettingsError: there is no such preset, or CIRCUITSEER_HOME is another's home.
     """
     if preset is None:
         return home_path()
     folder = _home_of_preset(load_settings(_preset_path(preset)).preset)
     if not (folder / "settings.yaml").is_file():
         return write_overrides(preset, None, None)
+    in_use = load_settings(folder / "settings.yaml").preset
+    if in_use != preset:
+        raise SettingsError(
+            f"PRESET must be the one in use in CIRCUITSEER_HOME, {in_use}, got {preset!r}; leave "
+            f"PRESET out, or unset CIRCUITSEER_HOME"
+        )
     return folder
 
 

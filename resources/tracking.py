@@ -84,6 +84,16 @@ class Tracking:
             experiment_id = self._client().get_run(run_id).info.experiment_id
         return self._page(experiment_id, run_id, ui_base)
 
+    def has_model(self, model_uri: str) -> bool:
+        """Returns whether the store's own folder holds the checkpoint's weights.
+
+        A server is not asked: it would have to send them all.
+        """
+        if self.artifact_root is None or not self.uri.startswith("sqlite:"):
+            return True
+        model_id = model_uri.removeprefix("models:/")
+        return any(self.artifact_root.glob(f"**/{model_id}/artifacts/model/*.safetensors"))
+
     def model_folder(self, model_uri: str) -> Path:
         """Returns the Hugging Face folder of a logged checkpoint: config, weights and tokenizer.
 

@@ -26,8 +26,8 @@ SMALL: dict[str, Any] = {
     },
     "training": {
         # Several passes over the small subset, so that the loss surely falls.
-        "max_steps": 15,
-        "learning_rate": 1.0e-3,
+        "max_steps": 20,
+        "learning_rate": 5.0e-4,
         "batch_size": 8,
         "max_length": 512,
     },

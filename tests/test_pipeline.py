@@ -11,7 +11,11 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
+from circuitseer_assets.definitions import make_definitions
 from circuitseer_assets.records import STAGES
+from jobs.dead_runs import PID_TAG, end_dead_runs, process_tags
+from jobs.reconcile import reconcile
+from jobs.run import run_full_pipeline
 from resources.home import Home
 
 UPSTREAM_OF_THE_SUBSET = ("corpus", "probe_set", "pool", "head_ranking", "sample_scores")
@@ -142,12 +146,39 @@ def test_importing_the_definitions_loads_no_heavy_library(home_folder: Path) -> 
 def test_one_dbt_model_can_be_made_alone_though_no_other_is_there(
     first_run: Any, home: Home
 ) -> None:
-    from circuitseer_assets.definitions import make_definitions
-    from jobs.run import run_full_pipeline
-
     with home.warehouse.connect() as connection:
         views = connection.execute("select view_name from duckdb_views() where not internal")
         for (name,) in views.fetchall():
             connection.execute(f"drop view {name} cascade")
     run = run_full_pipeline(make_definitions(home), home, assets={dg.AssetKey("subset_lineage")})
     assert list(run.metadata) == ["subset_lineage"]
+
+
+@pytest.mark.long
+def test_nothing_is_stale_after_a_whole_run(
+    first_run: Any, run_graph: RunGraph, home: Home
+) -> None:
+    run_graph()
+    done = reconcile(make_definitions(home), home)
+    assert done.run_ids == ()
+
+
+@pytest.mark.long
+def test_a_run_whose_process_died_is_ended_and_holds_no_slot(first_run: Any, home: Home) -> None:
+    home.set_environment()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with dg.DagsterInstance.get() as instance:
+        job = make_definitions(home).resolve_job_def("curate")
+        run = instance.create_run_for_job(
+            job, tags={**process_tags(), PID_TAG: str(dead.pid)}, status=dg.DagsterRunStatus.STARTED
+        )
+        storage = instance.event_log_storage
+        storage.set_concurrency_slots("duckdb", 1)
+        claim = storage.claim_concurrency_slot("duckdb", run.run_id, "dbt_models")
+        assert claim.is_claimed
+        assert end_dead_runs(instance) == [run.run_id]
+        assert end_dead_runs(instance) == []
+        [left] = instance.get_runs(dg.RunsFilter(run_ids=[run.run_id]))
+        assert left.status == dg.DagsterRunStatus.FAILURE
+        assert storage.get_concurrency_info("duckdb").active_slot_count == 0

@@ -1,13 +1,24 @@
 """Change only what changed: what one changed setting computes, what it reuses, what it leaves."""
 
+import contextlib
 import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuitseer_assets import checks, definitions
@@ -17,7 +28,7 @@ from circuitseer_assets.settings import PROJECT_ROOT
 from jobs.full_pipeline import full_pipeline
 from jobs.plan import Planned, make_plan
 from jobs.reconcile import Reconciliation, reconcile
-from jobs.run import PipelineFailedError
+from jobs.run import PipelineFailedError, observe_now
 from jobs.staleness import asset_graph_of, find_stale
 from resources.home import Home
 from tests.conftest import small_settings, write_settings
@@ -74,7 +85,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counts]:
     monkeypatch.setattr(sample_scores, "score_samples", count_scores)
     hooks = [
         torch.nn.modules.module.register_module_forward_pre_hook(count_forward),
-        torch.optim.optimizer.register_optimizer_step_post_hook(count_step),
+        register_optimizer_step_post_hook(count_step),
     ]
     yield counted
     for hook in hooks:
@@ -142,6 +153,14 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def latest_id(asset: str) -> str:
+    with dg.DagsterInstance.get() as instance:
+        event = instance.get_latest_materialization_event(dg.AssetKey(asset))
+    assert event is not None
+    assert event.asset_materialization is not None
+    return str(event.asset_materialization.metadata["artifact_id"].value)
+
+
 def actions(plan: list[Planned]) -> dict[str, str]:
     return {step.asset: step.action for step in plan}
 
@@ -165,7 +184,7 @@ def test_nothing_changed_nothing_runs(
 
 MATRIX: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...], str]] = {
     "budget": (
-        {"selection": {"budget": {"fraction": 0.2}}},
+        {"selection": {"budget": {"fraction": 0.12}}},
         after("subset"),
         "settings/selection changed",
     ),
@@ -176,7 +195,7 @@ MATRIX: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...], str]] = {
         after("sample_scores"),
         "settings/scoring changed",
     ),
-    "training": ({"training": {"max_steps": 12}}, after("checkpoint"), "settings/training changed"),
+    "training": ({"training": {"max_steps": 18}}, after("checkpoint"), "settings/training changed"),
     "evaluation": (
         {"evaluation": {"max_problems": 12}},
         after("evaluation"),
@@ -224,7 +243,9 @@ def test_a_changed_setting_computes_what_lies_downstream_and_going_back_nothing(
     back = change()
     assert back.computed == ()
     assert set(back.reused) == set(computed)
-    assert counts.forwards == counts.optimiser_steps == 0
+    # One forward at most: the check asks the checkpoint for one token.
+    assert counts.forwards <= 1
+    assert counts.optimiser_steps == 0
     for stage in STAGES:
         assert back.of(stage, "artifact_id") == first.of(stage, "artifact_id")
 
@@ -287,18 +308,119 @@ def test_a_failed_blocking_check_stops_what_lies_below_also_on_the_next_call(
     monkeypatch.setattr(
         definitions.subset, "draw_subset", lambda pool, selection: draw(pool, selection).slice(1)
     )
-    budget = {"selection": {"budget": {"fraction": 0.3}}}
+    budget = {"selection": {"budget": {"fraction": 0.14}}}
     with pytest.raises(PipelineFailedError, match="subset_is_the_budget of subset failed"):
         change(**budget)
     monkeypatch.undo()
     for _ in range(2):
-        with pytest.raises(PipelineFailedError, match=r"failed when it last ran.*below it nothing"):
+        with pytest.raises(PipelineFailedError, match="subset_is_the_budget of subset failed"):
             change(**budget)
-    with dg.DagsterInstance.get() as instance:
-        stale = find_stale(instance, asset_graph_of(defs))
-    assert dg.AssetKey("checkpoint") in stale
-    assert dg.AssetKey("subset") not in stale
+    [step] = [step for step in make_plan(defs, home) if step.asset == "subset"]
+    assert "its blocking check subset_is_the_budget failed" in step.reason
+    assert latest_id("checkpoint") == before
     assert change().of("checkpoint", "artifact_id") == before  # back to a subset that passes
+
+
+def test_lost_files_are_made_again(
+    first: Reconciliation, change: Change, home: Home, counts: Counts
+) -> None:
+    change()
+    shutil.rmtree(home.artifacts.folder("head_ranking", first.of("head_ranking", "artifact_id")))
+    done = change()
+    assert done.computed == ("head_ranking",)
+    assert counts.rankings == 1
+    assert change().run_ids == ()
+
+
+def test_a_retrained_checkpoint_is_evaluated_anew(
+    first: Reconciliation, change: Change, home: Home, counts: Counts
+) -> None:
+    change()
+    before = Path(first.of("evaluation", "folder")) / "evaluation_outcomes.parquet"
+    written = before.stat().st_mtime_ns
+    shutil.rmtree(home.folder / "mlartifacts")
+    done = change()
+    assert set(done.computed) == set(AFTER_SUBSET)
+    assert counts.optimiser_steps == done.of("checkpoint", "num_steps")
+    after_it = Path(done.of("evaluation", "folder")) / "evaluation_outcomes.parquet"
+    assert after_it.stat().st_mtime_ns > written
+    rows = home.warehouse.query(
+        "select model_digest from evaluation_outcomes where evaluation_id = $id",
+        {"id": done.of("evaluation", "artifact_id")},
+    )
+    stored = pq.read_table(after_it)["model_digest"].to_pylist()
+    assert sorted(rows["model_digest"].to_pylist()) == sorted(stored)
+
+
+def test_latest_means_in_use_not_newest(first: Reconciliation, change: Change, home: Home) -> None:
+    change(selection={"budget": {"fraction": 0.13}})
+    change()
+    exported = subprocess.run(
+        [str(Path(sys.executable).with_name("circuitseer")), "export"],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "CIRCUITSEER_HOME": str(home.folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = Path(exported.stdout.strip()).read_text().splitlines()
+    assert len(rows) == first.of("subset", "num_samples")
+
+
+def test_staleness_is_what_the_ui_says(
+    first: Reconciliation, change: Change, home: Home, defs: dg.Definitions, tmp_path: Path
+) -> None:
+    change()
+    write_changed(home, {"selection": {"seed": 3}, "training": {"max_steps": 9}})
+    observe_now(home)
+    with dg.DagsterInstance.get() as instance:
+        ours = {key.to_user_string() for key in find_stale(instance, asset_graph_of(defs), home)}
+    with serving(home, tmp_path / "webserver.log") as address:
+        nodes = ask(address, "{assetNodes{assetKey{path} staleStatus}}")["assetNodes"]
+    theirs = {"/".join(node["assetKey"]["path"]): node["staleStatus"] for node in nodes}
+    assert {name for name in STAGES if theirs[name] == "STALE"} == ours == {"subset", "checkpoint"}
+    change()
+
+
+@contextlib.contextmanager
+def serving(home: Home, log: Path) -> Iterator[str]:
+    """Yields the address of a Dagster webserver on the home."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    program = str(Path(sys.executable).with_name("dagster-webserver"))
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [program, "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
+            cwd=PROJECT_ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/server_info", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def ask(address: str, query: str) -> Any:
+    request = urllib.request.Request(
+        f"{address}/graphql",
+        json.dumps({"query": query}).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)["data"]
 
 
 def test_plan_and_run_agree_about_two_changes_at_once(

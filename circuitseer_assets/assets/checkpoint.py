@@ -1,7 +1,6 @@
 """Stage checkpoint: the base model fine-tuned on the subset, logged as an MLflow model."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +87,7 @@ def _train_and_log(run: StageRun, subset: Artifact, checkpoint_id: str, folder: 
         "subset_id": subset.artifact_id,
     }
     # The work folder outlives a killed run: training goes on from its last trainer checkpoint.
-    work = run.home.folder / "work" / checkpoint_id
+    work = run.work_folder(checkpoint_id)
     members = run.folder(subset) / "subset_members.parquet"
     with run.home.tracking().run(checkpoint_id, tags) as tracked:
         tracked.log_params({"training": run.settings.slice("training")})
@@ -98,7 +97,6 @@ def _train_and_log(run: StageRun, subset: Artifact, checkpoint_id: str, folder: 
         fine_tuning = _fine_tune(run, subset, members, work, tracked)
         uri = tracked.log_checkpoint(work / "model", tags=tags)
         made = _describe(run, subset, checkpoint_id, fine_tuning, uri, work / "model", folder)
-    shutil.rmtree(work)
     return Made(**made, mlflow_run_id=tracked.run_id)
 
 

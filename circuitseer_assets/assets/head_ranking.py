@@ -1,7 +1,6 @@
 """Stage head_ranking: what ablating each head costs, and which heads are the reasoning heads."""
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +69,6 @@ def _rank(run: StageRun, probes: Path, ranking_id: str, folder: Path) -> Made:
 
     settings = run.settings
     base_model = load_language_model(settings.base_model, cache=run.home.models)
-    # The work folder outlives a killed run: the next one measures only what the journal lacks.
-    work = run.home.folder / "work" / ranking_id
     texts = {kind: _tokenize_probes(base_model, probes, kind) for kind in PROBE_KINDS}
     ranking = rank_heads(
         base_model.model,
@@ -82,9 +79,9 @@ def _rank(run: StageRun, probes: Path, ranking_id: str, folder: Path) -> Made:
         max_batch_tokens=settings.execution.max_batch_tokens,
         max_cached_layers=settings.execution.max_cached_layers,
         report_progress=run.progress("head_ranking, ablations"),
-        journal=FileJournal(work / "journal.jsonl"),
+        # It outlives a killed run: the next one measures only what it lacks.
+        journal=FileJournal(run.work_folder(ranking_id) / "journal.jsonl"),
     )
-    shutil.rmtree(work)
     rows = head_importance_rows(ranking_id, ranking)
     pq.write_table(rows, folder / "head_importance.parquet")
     (folder / "head_ranking.json").write_text(json.dumps(asdict(ranking), indent=1))

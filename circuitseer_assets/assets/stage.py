@@ -3,16 +3,19 @@
 An asset states its identity and hands over a function; nothing here knows any stage.
 """
 
+import contextlib
 import json
 import logging
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+from filelock import FileLock, Timeout
 
 from circuitseer_assets.errors import ArtifactError, StaleSettingsError
 from circuitseer_assets.records import Artifact, artifact_id_of
@@ -139,33 +142,69 @@ class StageRun:
         ids = [parent.artifact_id for parent in parents]
         artifact_id = artifact_id_of(stage, identity, ids, code_version)
         ids += [parent.artifact_id for parent in also_from]
-        found = self.reuse(artifact_id, stage)
-        if found is not None and (still_whole is None or still_whole(found.folder)):
+
+        def find() -> Materialised | None:
+            found = self.reuse(artifact_id, stage)
+            return found if found and (still_whole is None or still_whole(found.folder)) else None
+
+        if found := find():
             return found
         self.stop_if_planned(artifact_id)
-        if found is not None:
-            log.warning("%s: %s is no longer whole and is made again", stage, artifact_id)
-            self.home.artifacts.remove(stage, artifact_id)
+        with self._alone(artifact_id):
+            # Whoever was at work on it before may have made it meanwhile.
+            return find() or self._make(stage, artifact_id, identity, ids, make, code_version)
+
+    def _make(
+        self,
+        stage: str,
+        artifact_id: str,
+        identity: Mapping[str, Any],
+        parents: Sequence[str],
+        make: Callable[[Path], Made],
+        code_version: str,
+    ) -> Materialised:
+        # Files without a row, or no longer whole: were they left, they would win over the new ones.
+        self.home.artifacts.remove(stage, artifact_id)
         started = time.monotonic()
         with self.home.artifacts.write(stage, artifact_id) as folder:
             made = make(folder)
             summary = {**made.summary, "duration_s": round(time.monotonic() - started, 2)}
             (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=1))
-        # Read where it lies: had somebody else been first, their files are the artifact.
         version = data_version_of(self.home.artifacts.folder(stage, artifact_id), made.data)
         artifact = Artifact(
             artifact_id=artifact_id,
             stage=stage,
             data_version=version,
-            parents=tuple(ids),
+            parents=tuple(parents),
             settings=identity,
             code_version=code_version,
             dagster_run_id=self.dagster_run_id,
             mlflow_run_id=made.mlflow_run_id,
         )
         self.home.warehouse.record(artifact, made.rows)
+        shutil.rmtree(self.work_folder(artifact_id), ignore_errors=True)
         log.info("%s: made %s in %.1f s", stage, artifact_id, time.monotonic() - started)
         return Materialised(artifact, self.folder(artifact), reused=False)
+
+    def work_folder(self, artifact_id: str) -> Path:
+        """Returns where unfinished work on an artifact is kept, until the artifact is recorded."""
+        return self.home.folder / "work" / artifact_id
+
+    @contextlib.contextmanager
+    def _alone(self, artifact_id: str) -> Iterator[None]:
+        """Returns a context that one process at a time is in; the others wait, and say so."""
+        lock = FileLock(self.home.folder / "locks" / f"{artifact_id}.lock")
+        lock_folder = Path(lock.lock_file).parent
+        lock_folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("another process is making %s; waiting for it", artifact_id)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def stop_if_planned(self, artifact_id: str) -> None:
         """Returns if the stage is at work.
@@ -181,8 +220,6 @@ class StageRun:
         artifact = self.home.warehouse.find_artifact(artifact_id)
         if artifact is None or not self.home.artifacts.is_whole(stage, artifact_id):
             return None
-        if self.dagster_run_id is not None:
-            log.info("%s: reused %s", stage, artifact_id)
         return Materialised(artifact, self.folder(artifact), reused=True)
 
     def result(
@@ -190,6 +227,8 @@ class StageRun:
     ) -> dg.MaterializeResult[Any]:
         """Returns what Dagster is told: the content's version, the ids, and the summary."""
         artifact = done.artifact
+        if done.reused:
+            log.info("%s: reused %s", artifact.stage, artifact.artifact_id)
         metadata = {name: _metadata_value(name, v) for name, v in done.summary.items()}
         metadata |= {
             "artifact_id": dg.MetadataValue.text(artifact.artifact_id),

@@ -295,23 +295,39 @@ def mean_head_outputs(parts: DecoderParts, texts: Sequence[TokenizedText]) -> Te
 
 @torch.inference_mode()
 def check_restart(
-    parts: DecoderParts, text: TokenizedText, *, kind: AblationKind, mean_outputs: Tensor | None
+    parts: DecoderParts,
+    text: TokenizedText,
+    *,
+    kind: AblationKind,
+    mean_outputs: Tensor | None,
+    max_cached_layers: int | None = None,
 ) -> None:
-    """Checks on one probe that a restart is the full forward, with and without an ablation.
+    """Checks on one probe that a walk gives whole forwards' losses.
+
+    Without an ablation, and with one head of the first, a middle and the last layer each, all in
+    one walk.
 
     Raises:
-        ModelError: it is not; names the architecture and the difference.
+        ModelError: it does not; names the architecture and the difference.
     """
-    clean = run_clean(parts, text)
-    head = frozenset({HeadId(0, 0)})
-    plain, ablated = ablated_loss_nats(
-        parts, clean, [frozenset(), head], kind=kind, max_batch_tokens=1, mean_outputs=mean_outputs
+    clean = run_clean(parts, text, max_cached_layers=max_cached_layers)
+    last = parts.num_layers - 1
+    tried = [frozenset({HeadId(layer, 0)}) for layer in sorted({0, last // 2, last})]
+    ablations: list[Ablation] = [frozenset(), *tried]
+    losses = ablated_loss_nats(
+        parts,
+        clean,
+        ablations,
+        kind=kind,
+        max_batch_tokens=len(ablations) * len(text.input_ids),
+        mean_outputs=mean_outputs,
     )
-    expected = _full_loss_nats(parts, text, None)
-    expected_ablated = _full_loss_nats(parts, text, _AblatedAttention(kind, mean_outputs, [head]))
+    whole = [
+        _full_loss_nats(parts, text, _AblatedAttention(kind, mean_outputs, [ablation]))
+        for ablation in ablations
+    ]
     tolerance = 1e-4 if parts.model.dtype == torch.float32 else 2e-2
-    pairs = ((plain, expected), (clean.loss_nats, expected), (ablated, expected_ablated))
-    for got, wanted in pairs:
+    for got, wanted in zip([clean.loss_nats, *losses], [whole[0], *whole], strict=True):
         if not abs(got - wanted) <= tolerance * max(1.0, abs(wanted)):
             raise _cannot_restart(
                 parts.model,
@@ -319,11 +335,13 @@ def check_restart(
             )
 
 
-def _full_loss_nats(parts: DecoderParts, text: TokenizedText, interceptor: Any) -> float:
+def _full_loss_nats(
+    parts: DecoderParts, text: TokenizedText, attention: "_AblatedAttention"
+) -> float:
     ids = torch.tensor([text.input_ids], device=parts.model.device)
     labels = ids.clone()
     labels[:, : max(text.response_start, 1)] = -100
-    with intercept_attention(parts.model, interceptor or (lambda _, attend: attend())):
+    with intercept_attention(parts.model, attention):
         return float(parts.model(input_ids=ids, labels=labels, use_cache=False).loss)
 
 

@@ -181,7 +181,13 @@ def make_laboratory(
         HeadId(layer, head) for layer in range(parts.num_layers) for head in range(parts.num_heads)
     )
     means = mean_head_outputs(parts, ranking) if settings.ablation == "mean" else None
-    check_restart(parts, ranking[0], kind=settings.ablation, mean_outputs=means)
+    check_restart(
+        parts,
+        ranking[0],
+        kind=settings.ablation,
+        mean_outputs=means,
+        max_cached_layers=max_cached_layers,
+    )
     records: Journal = {} if journal is None else journal
     return Laboratory(parts, heads, settings, means, max_batch_tokens, max_cached_layers, records)
 

@@ -83,6 +83,37 @@ def run_race(
     return running
 
 
+def replay_race(
+    effects: FloatArray, *, k: int, first_round_probes: int, z: float
+) -> tuple[IntArray, int]:
+    """Returns the `k` heads a race on known effects ends with, and how many effects it looks at.
+
+    Args:
+        effects: the effects of all heads on all probes, (heads, probes), in the order of the race.
+        k: how many heads are wanted.
+        first_round_probes: how many probes all heads see.
+        z: the half-width of an interval, in standard errors.
+    """
+    seen = looked_at = 0
+
+    def measure(end: int, running: BoolArray) -> FloatArray:
+        nonlocal seen, looked_at
+        looked_at += int(running.sum()) * (end - seen)
+        seen = end
+        return effects[:, :end]
+
+    num_heads, num_probes = effects.shape
+    running = run_race(
+        measure,
+        num_heads=num_heads,
+        num_probes=num_probes,
+        k=k,
+        first_round_probes=first_round_probes,
+        z=z,
+    )
+    return top_heads(np.where(running, effects.mean(axis=1), np.nan), k), looked_at
+
+
 def race_survivors(effects: FloatArray, *, num_probes: int, k: int, z: float) -> BoolArray:
     """Returns which heads may still be among the `k` best once all probes are seen, (heads,).
 

@@ -12,7 +12,9 @@ from circuitseer_assets.method.ranking_statistics import (
     num_chosen_heads,
     paired_t_p_value,
     race_survivors,
+    replay_race,
     round_ends,
+    run_race,
     split_half_overlap,
     t_interval,
     top_heads,
@@ -112,17 +114,20 @@ def test_the_interval_is_the_documented_one():
         assert stay.tolist() == [True, stays]
 
 
-def run_race(effects: np.ndarray, *, k: int, first: int = 4) -> tuple[set[int], int]:
-    """Returns the race's choice and how many effects it looked at."""
-    num_heads, num_probes = effects.shape
-    running, seen, cost = np.arange(num_heads), 0, 0
-    for end in round_ends(num_probes, first):
-        cost += len(running) * (end - seen)
-        seen = end
-        stay = race_survivors(effects[running, :end], num_probes=num_probes, k=k, z=3.0)
-        running = running[stay]
-    best = running[top_heads(effects[running].mean(axis=1), k)]
-    return set(best.tolist()), cost
+def test_heads_leave_the_race_in_the_round_that_shows_them_beaten():
+    effects = np.array([[5.0] * 8, [4.0] * 8, [0.0] * 8])
+    effects += 0.01 * np.sin(np.arange(24)).reshape(3, 8)
+    seen = []
+
+    def measure(end, running):
+        seen.append((end, running.tolist()))
+        return effects[:, :end]
+
+    stayed = run_race(measure, num_heads=3, num_probes=8, k=1, first_round_probes=2, z=3.0)
+    assert stayed.tolist() == [True, False, False]
+    assert seen[0] == (2, [True, True, True])
+    assert all(running == [True, False, False] for _, running in seen[1:])
+    assert [end for end, _ in seen] == list(round_ends(8, 2))
 
 
 def test_the_race_finds_the_full_measurements_set_for_a_fraction_of_it():
@@ -136,8 +141,9 @@ def test_the_race_finds_the_full_measurements_set_for_a_fraction_of_it():
     truth = set(top_heads(effects.mean(axis=1), k).tolist())
     same, cost = [], []
     for _ in range(200):
-        chosen, looked_at = run_race(effects[:, random.permutation(probes)], k=k)
-        same.append(chosen == truth)
+        shuffled = effects[:, random.permutation(probes)]
+        chosen, looked_at = replay_race(shuffled, k=k, first_round_probes=4, z=3.0)
+        same.append(set(chosen.tolist()) == truth)
         cost.append(looked_at / effects.size)
     assert np.mean(same) >= 0.95
     assert np.mean(cost) < 0.4

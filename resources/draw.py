@@ -3,6 +3,7 @@
 `circuitseer_assets.method.subset` defines the draw and is its reference.
 """
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from circuitseer_assets.method.subset import (
 )
 from circuitseer_assets.settings import SelectionSettings
 
+_MEMORY_LIMIT = "1500MB"
+
 _NUMBERED = """
 with numbered as (
     select
-        *,
+        {columns},
         ((md5_number_upper($seed || ':' || sample_id) >> 11)::double + 0.5::double)
         * 1.1102230246251565e-16::double as u
     from candidates
@@ -32,7 +35,7 @@ with numbered as (
 """
 
 _EXPONENTIAL = (
-    _NUMBERED
+    _NUMBERED.format(columns="sample_id, score, weight")
     + """,
 first as (
     select *, -ln(u) / weight as sampling_key
@@ -54,7 +57,7 @@ limit $num_samples
 )
 
 _PARETO = (
-    _NUMBERED
+    _NUMBERED.format(columns="sample_id, score, weight, target")
     + """
 select
     sample_id, score, weight,
@@ -67,7 +70,7 @@ limit $num_samples
 )
 
 _COUNT_WITHIN_TOKENS = (
-    _NUMBERED
+    _NUMBERED.format(columns="sample_id, weight, num_tokens")
     + """
 select
     count(*) filter (where running <= $num_tokens) as num_samples,
@@ -98,7 +101,10 @@ def draw_subset(candidates: Path | pa.Table, settings: SelectionSettings) -> pa.
         WarehouseError: a column is missing, a sample is there twice, or a weight is no weight.
     """
     refuse_pareto_tokens(settings)
-    connection = duckdb.connect()
+    # Ten million distinct ids and a sort: beyond its share of memory DuckDB goes on, on disk.
+    connection = duckdb.connect(
+        config={"memory_limit": _MEMORY_LIMIT, "temp_directory": tempfile.gettempdir()}
+    )
     try:
         _register(connection, candidates)
         num_pool, num_drawable = _check_candidates(connection)

@@ -9,6 +9,8 @@ import socket
 
 import dagster as dg
 
+from resources.processes import is_running
+
 PID_TAG, HOST_TAG = "circuitseer/pid", "circuitseer/host"
 
 
@@ -26,18 +28,8 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING],
         tags={HOST_TAG: socket.gethostname()},
     )
-    dead = [run for run in instance.get_runs(unfinished) if not _is_running(int(run.tags[PID_TAG]))]
+    dead = [run for run in instance.get_runs(unfinished) if not is_running(int(run.tags[PID_TAG]))]
     for run in dead:
         instance.report_run_failed(run, "the process of this run ended without a word")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return [run.run_id for run in dead]
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from circuitseer_assets.errors import ArtifactError
+from resources.processes import is_running
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -175,18 +176,8 @@ def _temporary_beside(destination: Path) -> Path:
 def _remove_leftovers(parent: Path) -> None:
     for path in parent.glob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
-        if match and not _is_running(int(match["pid"])):
+        if match and not is_running(int(match["pid"])):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _file_names(folder: Path) -> list[str]:

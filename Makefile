@@ -13,7 +13,7 @@ OVERRIDES := $(if $(PRESET),--preset "$(PRESET)") $(if $(CORPUS),--corpus "$(COR
 	$(if $(EVAL),--eval "$(EVAL)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run plan dev bench test test-long check lint types contracts sql dbt format lock
+.PHONY: help setup demo run plan sweep dev bench test test-long check lint types contracts sql dbt format lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ run: $(READY)  ## make what is out of date on the settings in use, and nothing e
 
 plan: $(READY)  ## say what `make run` would do with every asset, and why
 	@$(CIRCUITSEER) plan $(if $(PRESET),--preset "$(PRESET)")
+
+sweep: $(READY)  ## compare the base models and budgets of the settings' `sweep`
+	@$(CIRCUITSEER) sweep $(if $(PRESET),--preset "$(PRESET)")
 
 dev: $(READY)  ## start the Dagster UI (127.0.0.1:3000) and the MLflow UI (127.0.0.1:5000)
 	@$(CIRCUITSEER) dev $(if $(PRESET),--preset "$(PRESET)")

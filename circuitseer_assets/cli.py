@@ -58,6 +58,17 @@ def plan(preset: Preset = None) -> None:
     print(format_plan(make_plan(defs, home)))
 
 
+@app.command()
+def sweep(preset: Preset = None) -> None:
+    """Compare the base models and budgets of the settings' `sweep`, reusing all that exists."""
+    home = _home_at(home_of(preset))
+    _log_to_terminal()
+    from circuitseer_assets.definitions import defs
+    from jobs.sweep import format_sweep, run_sweep
+
+    print(format_sweep(run_sweep(defs, home)))
+
+
 def _home_at(folder: Path) -> "Home":
     """Returns the home at `folder`, in use from now on, after saying which settings are."""
     atexit.register(_end_quietly)

@@ -35,3 +35,7 @@ class EvaluationError(CircuitSeerError):
 
 class TrackingError(CircuitSeerError):
     """The MLflow store cannot be reached, or refuses what it is given."""
+
+
+class AlertError(CircuitSeerError):
+    """A message to people outside could not be delivered."""

@@ -1,7 +1,8 @@
 """The settings: one frozen class a slice, read from one YAML file, refused in one sentence.
 
 A slice is what one observed source asset stands for; changing it makes stale what depends on it,
-and nothing else. `execution` is no slice: it says how fast to compute, never what.
+and nothing else. `execution`, `automation` and `sweep` are no slices: how fast to compute, when to,
+and what to compare beside the graph, none of which changes what an asset is.
 """
 
 import json
@@ -402,6 +403,32 @@ class ExecutionSettings(_Frozen):
     mlflow_tracking_uri: str | None = None
 
 
+class AutomationSettings(_Frozen):
+    """When the schedules run, how old a subset may be, and who is told of a failed run.
+
+    Schedules and sensors are switched on in the Dagster UI. The daemon reads these when the code
+    location is loaded.
+    """
+
+    recurate_cron: Text = "0 3 * * 1"
+    backstop_cron: Text = "0 5 * * *"
+    timezone: Text = "UTC"
+    max_subset_age_days: Annotated[float, Field(gt=0)] = 8.0
+    # The address of a webhook lets whoever knows it write there: it comes from the environment.
+    failure_webhook_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = (
+        "CIRCUITSEER_FAILURE_WEBHOOK"
+    )
+
+
+class SweepSettings(_Frozen):
+    """Base models and budgets to compare, each by each, with everything else as in the settings."""
+
+    base_models: Mapping[
+        Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], BaseModelSettings
+    ] = Field(default_factory=dict)
+    budget_fractions: tuple[Fraction, ...] = (0.05, 0.1, 0.2)
+
+
 class Settings(_Frozen):
     """Everything CircuitSeer is told."""
 
@@ -416,6 +443,8 @@ class Settings(_Frozen):
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings
     execution: ExecutionSettings = ExecutionSettings()
+    automation: AutomationSettings = AutomationSettings()
+    sweep: SweepSettings = SweepSettings()
 
     @model_validator(mode="after")
     def _evaluated_is_decontaminated(self) -> Self:

@@ -1,13 +1,15 @@
-"""The three jobs: corpus to subset, subset to evaluation, and everything."""
+"""The jobs: corpus to subset, subset to evaluation, everything; and a sweep's two halves."""
 
 import dagster as dg
+
+from jobs.staleness import REPORTS_GROUP
 
 SETTINGS = dg.AssetSelection.groups("settings", include_sources=True)
 CURATE = dg.AssetSelection.assets(
     "corpus", "probe_set", "pool", "head_ranking", "sample_scores", "subset"
 )
 TRAIN_AND_EVALUATE = dg.AssetSelection.assets("checkpoint", "evaluation", "audit")
-REPORTS = dg.AssetSelection.groups("dbt_models")
+REPORTS = dg.AssetSelection.groups(REPORTS_GROUP)
 
 curate = dg.define_asset_job(
     "curate",

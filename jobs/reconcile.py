@@ -10,16 +10,14 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
-from jobs.full_pipeline import REPORTS
-from jobs.run import PipelineFailedError, PipelineRun, observe_now, run_full_pipeline
-from jobs.staleness import asset_graph_of, descendants_of, find_stale, frontier_of
+from jobs.run import PipelineFailedError, PipelineRun, observe_now, run_job
+from jobs.staleness import asset_graph_of, find_stale, kept_fresh, next_frontier
 from resources.home import Home
 
 log = logging.getLogger("circuitseer")
@@ -62,7 +60,8 @@ def reconcile(defs: dg.Definitions, home: Home) -> Reconciliation:
     while True:
         with dg.DagsterInstance.get() as instance:
             stale = find_stale(instance, graph, home)
-        frontier = _next_frontier(graph, stale)
+        whole = len(stale) == len(kept_fresh(graph))
+        frontier = set(stale) if whole else next_frontier(graph, stale.keys())
         if frontier & done:
             again = ", ".join(sorted(key.to_user_string() for key in frontier & done))
             raise PipelineFailedError(
@@ -72,27 +71,16 @@ def reconcile(defs: dg.Definitions, home: Home) -> Reconciliation:
             break
         for key in sorted(frontier & stale.keys()):
             log.info("%s: %s", key.to_user_string(), stale[key])
-        whole = len(frontier) == len(graph.materializable_asset_keys)
-        runs.append(run_full_pipeline(defs, home, assets=None if whole else frontier, tags=tags))
+        runs.append(run_job(defs, home, assets=None if whole else frontier, tags=tags))
         done |= frontier
     return _summarise(runs, _latest_metadata(graph), time.monotonic() - started)
-
-
-def _next_frontier(graph: AssetGraph, stale: Mapping[dg.AssetKey, str]) -> AbstractSet[dg.AssetKey]:
-    if len(stale) == len(graph.materializable_asset_keys):
-        return set(stale)
-    reports = REPORTS.resolve(graph)
-    stale_reports = stale.keys() & reports
-    if stale.keys() - reports:
-        return frontier_of(graph, stale.keys() - reports)
-    return stale_reports | (descendants_of(graph, stale_reports) & reports)
 
 
 def _latest_metadata(graph: AssetGraph) -> dict[str, dict[str, Any]]:
     """Returns the metadata of every asset's latest materialisation."""
     found = {}
     with dg.DagsterInstance.get() as instance:
-        for key in graph.materializable_asset_keys:
+        for key in kept_fresh(graph):
             event = instance.get_latest_materialization_event(key)
             if event is not None and event.asset_materialization is not None:
                 values = event.asset_materialization.metadata

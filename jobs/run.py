@@ -10,7 +10,6 @@ from typing import Any
 import dagster as dg
 
 from circuitseer_assets.errors import CircuitSeerError
-from jobs.dead_runs import end_dead_runs, process_tags
 from jobs.observe_settings import find_changed_slices
 from resources.home import Home
 
@@ -32,19 +31,23 @@ class PipelineRun:
         return self.metadata[asset][name]
 
 
-def run_full_pipeline(
+def run_job(
     defs: dg.Definitions,
     home: Home,
+    job: str = "full_pipeline",
     *,
     assets: Collection[dg.AssetKey] | None = None,
+    partition: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> PipelineRun:
-    """Returns what a run of `full_pipeline` materialised.
+    """Returns what a run of a job materialised.
 
     Args:
         defs: everything Dagster is told of.
         home: where the run is.
-        assets: those to materialise; all, and an observation of the settings, if None.
+        job: its name.
+        assets: those to materialise; all that the job has, its observations included, if None.
+        partition: which of the job's partitions.
         tags: more of them for the run.
 
     Raises:
@@ -53,11 +56,11 @@ def run_full_pipeline(
     home.set_environment()
     started = time.monotonic()
     with _libraries_quiet(home.folder / "last_run.log"), dg.DagsterInstance.get() as instance:
-        end_dead_runs(instance)
-        result = defs.resolve_job_def("full_pipeline").execute_in_process(
+        result = defs.resolve_job_def(job).execute_in_process(
             instance=instance,
+            partition_key=partition,
             asset_selection=None if assets is None else sorted(assets),
-            tags={"circuitseer/command": "run", **process_tags(), **(tags or {})},
+            tags=tags,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )

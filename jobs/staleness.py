@@ -4,11 +4,13 @@ That class is private to Dagster, so this is the only place that names it, the v
 pinned, and a test compares what it says with what the UI's GraphQL says.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.asset_check_execution_record import (
@@ -19,6 +21,7 @@ from dagster._core.storage.asset_check_execution_record import (
 from resources.home import Home
 
 NEVER_MADE = "it was never materialised"
+REPORTS_GROUP = "dbt_models"
 
 
 class _Context(LoadingContext):
@@ -42,8 +45,20 @@ def asset_graph_of(defs: dg.Definitions) -> AssetGraph:
     return defs.resolve_asset_graph()
 
 
+def kept_fresh(graph: BaseAssetGraph[Any]) -> list[dg.AssetKey]:
+    """Returns the assets that a reconciliation keeps fresh, in topological order.
+
+    A sweep's are not among them: its cells are made when they are asked for.
+    """
+    return [
+        key
+        for key in graph.toposorted_asset_keys
+        if graph.get(key).is_materializable and not graph.get(key).is_partitioned
+    ]
+
+
 def find_stale(
-    instance: dg.DagsterInstance, graph: AssetGraph, home: Home
+    instance: dg.DagsterInstance, graph: BaseAssetGraph[Any], home: Home
 ) -> dict[dg.AssetKey, str]:
     """Returns why each stale or missing asset is so, in topological order; fresh ones are left out.
 
@@ -55,9 +70,7 @@ def find_stale(
     unchecked = _find_unchecked(instance, graph)
     lost = _find_lost(instance, graph, home)
     stale = {}
-    for key in graph.toposorted_asset_keys:
-        if not graph.get(key).is_materializable:
-            continue
+    for key in kept_fresh(graph):
         status = resolver.get_status(key)
         if status == StaleStatus.MISSING:
             stale[key] = NEVER_MADE
@@ -74,10 +87,10 @@ def _in_words(cause: Any) -> str:
 
 
 def _find_lost(
-    instance: dg.DagsterInstance, graph: AssetGraph, home: Home
+    instance: dg.DagsterInstance, graph: BaseAssetGraph[Any], home: Home
 ) -> dict[dg.AssetKey, str]:
     lost = {}
-    for key in graph.materializable_asset_keys:
+    for key in kept_fresh(graph):
         event = instance.get_latest_materialization_event(key)
         made = event.asset_materialization if event else None
         if made is None or "artifact_id" not in made.metadata:
@@ -95,7 +108,9 @@ def _find_lost(
     return lost
 
 
-def _find_unchecked(instance: dg.DagsterInstance, graph: AssetGraph) -> dict[dg.AssetKey, str]:
+def _find_unchecked(
+    instance: dg.DagsterInstance, graph: BaseAssetGraph[Any]
+) -> dict[dg.AssetKey, str]:
     unchecked = {}
     for key, evaluation in _latest_evaluations(instance, graph).items():
         event = instance.get_latest_materialization_event(key.asset_key)
@@ -111,7 +126,7 @@ def _find_unchecked(instance: dg.DagsterInstance, graph: AssetGraph) -> dict[dg.
 
 
 def _latest_evaluations(
-    instance: dg.DagsterInstance, graph: AssetGraph
+    instance: dg.DagsterInstance, graph: BaseAssetGraph[Any]
 ) -> Mapping[dg.AssetCheckKey, dg.AssetCheckEvaluation | None]:
     """Returns each blocking check's latest evaluation, None where it has none."""
     blocking = _blocking_checks(graph)
@@ -127,12 +142,12 @@ def _evaluation_of(record: AssetCheckExecutionRecord | None) -> dg.AssetCheckEva
     return event.asset_check_evaluation_data if event else None
 
 
-def _blocking_checks(graph: AssetGraph) -> list[dg.AssetCheckKey]:
-    specs = (graph.get_check_spec(key) for key in graph.asset_check_keys)
-    return sorted((spec.key for spec in specs if spec.blocking), key=str)
+def _blocking_checks(graph: BaseAssetGraph[Any]) -> list[dg.AssetCheckKey]:
+    checks = (graph.get(key) for key in graph.asset_check_keys)
+    return sorted((check.key for check in checks if check.blocking), key=str)
 
 
-def descendants_of(graph: AssetGraph, keys: Iterable[dg.AssetKey]) -> set[dg.AssetKey]:
+def descendants_of(graph: BaseAssetGraph[Any], keys: Iterable[dg.AssetKey]) -> set[dg.AssetKey]:
     """Returns everything downstream of the assets, themselves left out."""
     found: set[dg.AssetKey] = set()
     waiting = list(keys)
@@ -143,7 +158,21 @@ def descendants_of(graph: AssetGraph, keys: Iterable[dg.AssetKey]) -> set[dg.Ass
     return found
 
 
-def frontier_of(graph: AssetGraph, stale: Iterable[dg.AssetKey]) -> set[dg.AssetKey]:
+def next_frontier(
+    graph: BaseAssetGraph[Any], stale: Collection[dg.AssetKey]
+) -> AbstractSet[dg.AssetKey]:
+    """Returns what to make next of what is stale: a frontier of stages, and the reports last.
+
+    The reports are the dbt models: cheap, and all at once.
+    """
+    reports = {key for key in kept_fresh(graph) if graph.get(key).group_name == REPORTS_GROUP}
+    stale_reports = set(stale) & reports
+    if set(stale) - reports:
+        return frontier_of(graph, set(stale) - reports)
+    return stale_reports | (descendants_of(graph, stale_reports) & reports)
+
+
+def frontier_of(graph: BaseAssetGraph[Any], stale: Iterable[dg.AssetKey]) -> set[dg.AssetKey]:
     """Returns the stale assets without a stale ancestor, with all that is made together with them.
 
     Assets made by one step are one node here: a sibling is no ancestor.

@@ -76,6 +76,24 @@ def corpus_files(settings: CorpusSettings) -> list[Path]:
     return []
 
 
+def newest_revision(settings: HubCorpus) -> str:
+    """Returns the commit that the data set's default branch on the hub is at now.
+
+    Raises:
+        CorpusError: the hub cannot be asked, or has no such data set.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(settings.repo_id).sha)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        raise CorpusError(
+            f"corpus.repo_id must name a data set on a hub that can be reached, got "
+            f"{settings.repo_id} ({reason}); correct it, or check the network and HF_TOKEN"
+        ) from error
+
+
 def held_out_problems(
     kind: Literal["word_problems", "gsm_symbolic"], num_problems: int, *, seed: int
 ) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from circuitseer_assets.records import digest_of
 from circuitseer_assets.settings import (
@@ -17,6 +18,7 @@ from circuitseer_assets.settings import (
     Settings,
     home_path,
     load_settings,
+    parse_settings,
     resolve_path,
     settings_path,
 )
@@ -24,6 +26,7 @@ from resources.artifacts import ArtifactStore, digest_file
 from resources.benchmarks import task_version
 from resources.control_texts import PROSE_FILE
 from resources.corpora import corpus_files
+from resources.dead_runs import end_dead_runs, process_tags
 from resources.language_model import identify_model, resolve_dtype
 from resources.tracking import Tracking
 from resources.warehouse import Warehouse
@@ -33,6 +36,14 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The folder with warehouse, artifacts, MLflow store and Dagster home."""
 
     path: str
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Settings slices that replace those of the file, as in one cell of a sweep."""
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Ends the runs that died, and says which process this run is, should it die too."""
+        if context.instance is not None and context.run is not None:
+            context.instance.add_run_tags(context.run.run_id, process_tags())
+            end_dead_runs(context.instance)
 
     @property
     def folder(self) -> Path:
@@ -66,7 +77,15 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def settings(self) -> Settings:
         """Returns the settings in use, read anew: assets never see an older file."""
-        return load_settings(settings_path(self.folder))
+        path = settings_path(self.folder)
+        settings = load_settings(path)
+        if not self.changes:
+            return settings
+        return parse_settings(settings.model_dump(mode="json") | self.changes, origin=path.name)
+
+    def changed(self, **slices: Any) -> "Home":
+        """Returns the same home with other settings slices, given as plain JSON values."""
+        return Home(path=self.path, changes={**self.changes, **slices})
 
     def slice_versions(self) -> dict[str, str]:
         """Returns the version of every settings slice: its values and the files it names."""

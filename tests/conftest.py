@@ -65,7 +65,7 @@ def write_settings(folder: Path, values: dict[str, Any]) -> None:
 def run_graph(home_folder: Path) -> Callable[..., Any]:
     """Runs the whole graph in the session's home, after writing changed settings slices."""
     from circuitseer_assets.definitions import make_definitions
-    from jobs.run import run_full_pipeline
+    from jobs.run import run_job
     from resources.home import Home
 
     home = Home.prepared(home_folder)
@@ -75,7 +75,7 @@ def run_graph(home_folder: Path) -> Callable[..., Any]:
         for name, changes in slices.items():
             values[name] = {**values.get(name, {}), **changes}
         write_settings(home_folder, values)
-        return run_full_pipeline(make_definitions(home), home)
+        return run_job(make_definitions(home), home)
 
     return run
 

@@ -13,9 +13,9 @@ import pytest
 
 from circuitseer_assets.definitions import make_definitions
 from circuitseer_assets.records import STAGES
-from jobs.dead_runs import PID_TAG, end_dead_runs, process_tags
 from jobs.reconcile import reconcile
-from jobs.run import run_full_pipeline
+from jobs.run import run_job
+from resources.dead_runs import PID_TAG, end_dead_runs, process_tags
 from resources.home import Home
 
 UPSTREAM_OF_THE_SUBSET = ("corpus", "probe_set", "pool", "head_ranking", "sample_scores")
@@ -150,7 +150,7 @@ def test_one_dbt_model_can_be_made_alone_though_no_other_is_there(
         views = connection.execute("select view_name from duckdb_views() where not internal")
         for (name,) in views.fetchall():
             connection.execute(f"drop view {name} cascade")
-    run = run_full_pipeline(make_definitions(home), home, assets={dg.AssetKey("subset_lineage")})
+    run = run_job(make_definitions(home), home, assets={dg.AssetKey("subset_lineage")})
     assert list(run.metadata) == ["subset_lineage"]
 
 

@@ -28,8 +28,9 @@ from circuitseer_assets.settings import PROJECT_ROOT
 from jobs.full_pipeline import full_pipeline
 from jobs.plan import Planned, make_plan
 from jobs.reconcile import Reconciliation, reconcile
-from jobs.run import PipelineFailedError, observe_now
+from jobs.run import PipelineFailedError
 from jobs.staleness import asset_graph_of, find_stale
+from resources.dead_runs import HOST_TAG
 from resources.home import Home
 from tests.conftest import small_settings, write_settings
 
@@ -367,32 +368,91 @@ def test_latest_means_in_use_not_newest(first: Reconciliation, change: Change, h
     assert len(rows) == first.of("subset", "num_samples")
 
 
-def test_staleness_is_what_the_ui_says(
+def test_the_live_ui_says_what_is_stale_and_why_and_makes_it(
     first: Reconciliation, change: Change, home: Home, defs: dg.Definitions, tmp_path: Path
 ) -> None:
     change()
-    write_changed(home, {"selection": {"seed": 3}, "training": {"max_steps": 9}})
-    observe_now(home)
-    with dg.DagsterInstance.get() as instance:
-        ours = {key.to_user_string() for key in find_stale(instance, asset_graph_of(defs), home)}
-    with serving(home, tmp_path / "webserver.log") as address:
-        nodes = ask(address, "{assetNodes{assetKey{path} staleStatus}}")["assetNodes"]
-    theirs = {"/".join(node["assetKey"]["path"]): node["staleStatus"] for node in nodes}
-    assert {name for name in STAGES if theirs[name] == "STALE"} == ours == {"subset", "checkpoint"}
+    with serving(home, tmp_path / "dagster_dev.log") as address:
+        # Nobody observes by hand: the sensor, the only one that is on, sees the file.
+        write_changed(home, {"selection": {"seed": 3}, "training": {"max_steps": 9}})
+        wait_until(lambda: len(stale_in(address)) == 2)
+        with dg.DagsterInstance.get() as instance:
+            stale = find_stale(instance, asset_graph_of(defs), home)
+        assert {key.to_user_string() for key in stale} == {"subset", "checkpoint"}
+        assert stale_in(address) == {
+            "subset": ["settings/selection"],
+            "checkpoint": ["settings/training"],
+        }
+        assert launch(address, ["subset"]) == "SUCCESS"
+        causes = stale_in(address)
+        assert set(causes) == {"checkpoint"}
+        assert set(causes["checkpoint"]) == {"settings/training", "subset"}
+        # The run is this machine's, and says which process it was, should it be killed.
+        with dg.DagsterInstance.get() as instance:
+            [latest] = instance.get_runs(limit=1)
+        assert latest.tags[HOST_TAG] == socket.gethostname()
+    made = latest_id("subset")
+    change(selection={"seed": 3})
+    assert latest_id("subset") == made
     change()
+
+
+def stale_in(address: str) -> dict[str, list[str]]:
+    """Returns the stages that the UI shows as stale, each with the assets it names as causes."""
+    asked = (
+        "{assetNodes{assetKey{path} staleStatus staleCauses{key{path} reason dependency{path}}}}"
+    )
+    return {
+        name: ["/".join(c["dependency"]["path"]) for c in node["staleCauses"] if c["dependency"]]
+        for node in ask(address, asked)["assetNodes"]
+        if (name := "/".join(node["assetKey"]["path"])) in STAGES and node["staleStatus"] == "STALE"
+    }
+
+
+def launch(address: str, assets: list[str]) -> str:
+    """Returns how a run of these assets ended that the UI launched."""
+    asked = "{repositoriesOrError{... on RepositoryConnection{nodes{name location{name}}}}}"
+    [repository] = ask(address, asked)["repositoriesOrError"]["nodes"]
+    launched = ask(
+        address,
+        """mutation($run: ExecutionParams!) {launchPipelineExecution(executionParams: $run) {
+            __typename ... on LaunchRunSuccess {run {runId}} ... on PythonError {message}}}""",
+        run={
+            "mode": "default",
+            "selector": {
+                "repositoryName": repository["name"],
+                "repositoryLocationName": repository["location"]["name"],
+                "pipelineName": "__ASSET_JOB",
+                "assetSelection": [{"path": [name]} for name in assets],
+            },
+        },
+    )["launchPipelineExecution"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    run_id = launched["run"]["runId"]
+    asked = f'{{runOrError(runId: "{run_id}"){{... on Run{{status}}}}}}'
+    over = {"SUCCESS", "FAILURE", "CANCELED"}
+    wait_until(lambda: ask(address, asked)["runOrError"]["status"] in over)
+    return str(ask(address, asked)["runOrError"]["status"])
+
+
+def wait_until(holds: Callable[[], bool], limit_s: float = 240) -> None:
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(1)
 
 
 @contextlib.contextmanager
 def serving(home: Home, log: Path) -> Iterator[str]:
-    """Yields the address of a Dagster webserver on the home."""
+    """Yields the address of a `dagster dev` on the home, webserver, code server and daemon."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    program = str(Path(sys.executable).with_name("dagster-webserver"))
+    program = str(Path(sys.executable).with_name("dagster"))
     with log.open("w") as file:
         server = subprocess.Popen(
-            [program, "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
+            [program, "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
             cwd=PROJECT_ROOT,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -410,17 +470,19 @@ def serving(home: Home, log: Path) -> Iterator[str]:
         yield address
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=60)
 
 
-def ask(address: str, query: str) -> Any:
+def ask(address: str, query: str, **variables: Any) -> Any:
     request = urllib.request.Request(
         f"{address}/graphql",
-        json.dumps({"query": query}).encode(),
+        json.dumps({"query": query, "variables": variables}).encode(),
         {"content-type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)["data"]
+        replied = json.load(answer)
+    assert "errors" not in replied, replied["errors"]
+    return replied["data"]
 
 
 def test_plan_and_run_agree_about_two_changes_at_once(

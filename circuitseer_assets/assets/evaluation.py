@@ -4,6 +4,7 @@ import gc
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import dagster as dg
@@ -41,7 +42,13 @@ OUTCOMES_FILE = "evaluation_outcomes.parquet"
 )
 def evaluation(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
     """Asks base model and checkpoint the same problems."""
-    run = StageRun.of(context, home, "base_model", "decontamination", "evaluation")
+    return show_evaluations(
+        StageRun.of(context, home, "base_model", "decontamination", "evaluation")
+    )
+
+
+def show_evaluations(run: StageRun) -> dg.MaterializeResult[Any]:
+    """Returns what the UI shows of base model and checkpoint, side by side."""
     before, after = make_evaluations(run)
     tasks = _compare(_read_outcomes(before.folder), _read_outcomes(after.folder))
     shown = [
@@ -52,6 +59,9 @@ def evaluation(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeR
     image = to_markdown_image(draw_pass_at_1(shown), "Pass@1 before and after")
     return run.result(
         after,
+        # Numbers, which the UI plots over time and over the cells of a sweep.
+        mean_pass_at_1=dg.MetadataValue.float(_mean_pass_at_1(tasks, "checkpoint")),
+        mean_base_pass_at_1=dg.MetadataValue.float(_mean_pass_at_1(tasks, "base")),
         pass_at_1_md=dg.MetadataValue.md(image),
         pass_at_1=dg.MetadataValue.json(tasks),
         base_evaluation_id=dg.MetadataValue.text(before.artifact.artifact_id),
@@ -177,6 +187,10 @@ def _compare(before: list[Outcome], after: list[Outcome]) -> list[dict[str, Any]
         }
         for difference in compare(before, after)
     ]
+
+
+def _mean_pass_at_1(tasks: list[dict[str, Any]], model: str) -> float:
+    return float(mean(task[model]["pass_at_1"] for task in tasks))
 
 
 def _figures(summary: TaskSummary) -> dict[str, Any]:

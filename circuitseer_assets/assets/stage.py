@@ -94,6 +94,40 @@ class StageRun:
         return cls(home, home.settings(), find_parent, context.run.run_id)
 
     @classmethod
+    def of_cell(
+        cls,
+        context: dg.AssetExecutionContext,
+        home: Home,
+        changes: Mapping[str, Any],
+        partitions: Mapping[str, str],
+        *slices: str,
+    ) -> "StageRun":
+        """Returns the run of one cell of a sweep.
+
+        Args:
+            context: of the materialisation.
+            home: where the run is.
+            changes: the settings slices that this cell has of its own, as plain JSON values.
+            partitions: the partition of each parent that is the sweep's, by the stage's name; the
+                other parents are the graph's own.
+            slices: those it reads and has from the settings file.
+
+        Raises:
+            StaleSettingsError: one of these is not what was last observed of it.
+        """
+        for name in slices:
+            _ensure_observed(context.instance, home, name)
+        cell = home.changed(**changes)
+
+        def find_parent(name: str) -> Artifact:
+            if name in partitions:
+                key = dg.AssetKey(["sweep", name])
+                return latest_artifact(context.instance, home, key, partitions[name])
+            return latest_artifact(context.instance, home, name)
+
+        return cls(cell, cell.settings(), find_parent, context.run.run_id)
+
+    @classmethod
     def planned(cls, home: Home, parents: Mapping[str, Artifact]) -> "StageRun":
         """Returns the run of a stage that is only planned, with these parents."""
         return cls(home, home.settings(), parents.__getitem__, None)
@@ -266,22 +300,41 @@ def _ensure_observed(instance: dg.DagsterInstance, home: Home, name: str) -> Non
         )
 
 
-def latest_artifact(instance: dg.DagsterInstance, home: Home, name: str) -> Artifact:
-    """Returns the artifact that the asset `name` last materialised.
+def latest_artifact(
+    instance: dg.DagsterInstance,
+    home: Home,
+    asset: str | dg.AssetKey,
+    partition: str | None = None,
+) -> Artifact:
+    """Returns the artifact that an asset, or one partition of it, last materialised.
 
     Raises:
-        ArtifactError: the asset was never materialised, or its artifact is gone.
+        ArtifactError: it was never materialised, or its artifact is gone.
     """
-    event = instance.get_latest_materialization_event(dg.AssetKey(name))
-    if event is None or event.asset_materialization is None:
+    key = dg.AssetKey(asset) if isinstance(asset, str) else asset
+    name = " ".join([key.to_user_string(), *([partition] if partition else [])])
+    made = _latest_materialization(instance, key, partition)
+    if made is None:
         raise ArtifactError(f"{name} must be materialised first; run `make run`")
-    artifact_id = str(event.asset_materialization.metadata["artifact_id"].value)
+    artifact_id = str(made.metadata["artifact_id"].value)
     artifact = home.warehouse.find_artifact(artifact_id)
     if artifact is None:
         raise ArtifactError(
             f"{artifact_id}, the latest {name}, is not in the warehouse; materialise {name} again"
         )
     return artifact
+
+
+def _latest_materialization(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None
+) -> dg.AssetMaterialization | None:
+    if partition is None:
+        event = instance.get_latest_materialization_event(key)
+        return event.asset_materialization if event else None
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1
+    ).records
+    return records[0].asset_materialization if records else None
 
 
 class Progress:

@@ -1,5 +1,7 @@
 """Stage subset: scores become weights, and the budget is drawn in proportion to them."""
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from circuitseer_assets.assets.slices import settings_key
-from circuitseer_assets.assets.stage import Made, Materialised, StageRun
+from circuitseer_assets.assets.stage import Made, Materialised, StageRun, latest_artifact
+from circuitseer_assets.errors import ArtifactError
 from circuitseer_assets.method.figures import draw_score_histogram, to_markdown_image
 from circuitseer_assets.method.subset import summarize_draw
+from circuitseer_assets.method.subset_changes import Draw, explain_changes, format_changes
 from circuitseer_assets.method.weights import (
     freeze_strata,
     strata_from_table,
@@ -20,10 +24,12 @@ from circuitseer_assets.method.weights import (
     weigh_samples,
 )
 from circuitseer_assets.records import Artifact, artifact_id_of
+from circuitseer_assets.settings import SelectionSettings
 from resources.draw import draw_subset
 from resources.home import Home
 
 CODE_VERSION = "1"
+MEMBERS_FILE = "subset_members.parquet"
 STRATA_FILE = "length_strata.parquet"
 
 
@@ -40,7 +46,48 @@ def subset(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResul
     done = make_subset(run)
     subset_id = done.artifact.artifact_id
     command = f"CIRCUITSEER_HOME={home.folder} circuitseer export {subset_id} --format jsonl"
-    return run.result(done, export=dg.MetadataValue.text(command))
+    return run.result(
+        done,
+        export=dg.MetadataValue.text(command),
+        **_changes_since(run, _subset_in_use(run, context.instance), done.artifact),
+    )
+
+
+def _subset_in_use(run: StageRun, instance: dg.DagsterInstance) -> Artifact | None:
+    """Returns what the asset materialised before this run; None where nothing is left of it."""
+    try:
+        before = latest_artifact(instance, run.home, "subset")
+        made_from = [before, run.ancestor(before, "sample_scores")]
+    except ArtifactError:
+        return None
+    present = (run.home.artifacts.is_present(a.stage, a.artifact_id) for a in made_from)
+    return before if all(present) else None
+
+
+def _changes_since(run: StageRun, before: Artifact | None, after: Artifact) -> dict[str, Any]:
+    """Returns who came in, went out and stayed since another subset, and why."""
+    if before is None:
+        return {}
+    changes = explain_changes(_read_draw(run, before), _read_draw(run, after))
+    return {
+        "since_subset": dg.MetadataValue.text(before.artifact_id),
+        "num_added": dg.MetadataValue.int(len(changes.added)),
+        "num_removed": dg.MetadataValue.int(len(changes.removed)),
+        "num_kept": dg.MetadataValue.int(changes.num_kept),
+        "added": dg.MetadataValue.json(Counter(changes.added.values())),
+        "removed": dg.MetadataValue.json(Counter(changes.removed.values())),
+        "changes": dg.MetadataValue.md(format_changes(changes)),
+    }
+
+
+def _read_draw(run: StageRun, subset: Artifact) -> Draw:
+    pool = _read_scores(run, run.ancestor(subset, "sample_scores"))
+    members = pq.read_table(run.folder(subset) / MEMBERS_FILE, columns=["sample_id"])
+    return Draw(
+        SelectionSettings.model_validate_json(json.dumps(subset.settings["selection"])),
+        dict(zip(pool["sample_id"].to_pylist(), pool["score"].to_pylist(), strict=True)),
+        frozenset(members["sample_id"].to_pylist()),
+    )
 
 
 def make_subset(run: StageRun) -> Materialised:
@@ -74,10 +121,10 @@ def _draw(
         strata_from_table(frozen[0]) if frozen else (),
     )
     members = draw_subset(pool, selection)
-    pq.write_table(members, folder / "subset_members.parquet")
+    pq.write_table(members, folder / MEMBERS_FILE)
     image = draw_score_histogram(pool["score"].to_pylist(), members["score"].to_pylist())
     return Made(
-        data=["subset_members.parquet"],
+        data=[MEMBERS_FILE],
         summary={
             "score_histogram_md": to_markdown_image(image, "scores of the pool and of the subset"),
             **asdict(summarize_draw(pool, members)),

@@ -25,7 +25,7 @@ IMPLEMENTATION = "circuitseer_sdpa"
 # Arguments that change the softmax itself: what is computed here from q and k would not be what
 # the model does.
 _CHANGES_THE_SOFTMAX = ("s_aux", "sinks", "softcap", "position_bias")
-_BLOCK_ELEMENTS = 1 << 20
+_BLOCK_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,14 +15,14 @@ PID_TAG, HOST_TAG = "circuitseer/pid", "circuitseer/host"
 
 
 def process_tags() -> dict[str, str]:
-    """Returns the tags by which a run's process can be found again."""
+    """Returns the tags by which a run's process, this one, can be found again."""
     return {PID_TAG: str(os.getpid()), HOST_TAG: socket.gethostname()}
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Returns the runs of this machine that were unfinished though their process is gone.
 
-    Each is now a failed run without a slot. Runs that the UI launched are not ours to judge.
+    Each is now a failed run without a slot.
     """
     unfinished = dg.RunsFilter(
         statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING],

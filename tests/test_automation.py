@@ -1,0 +1,364 @@
+"""Conditions, sensors and schedules: what the daemon asks for, and how often."""
+
+import contextlib
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from circuitseer_assets import definitions
+from circuitseer_assets.errors import AlertError, SettingsError
+from circuitseer_assets.settings import AutomationSettings, Columns, HubCorpus
+from jobs import automation
+from jobs.reconcile import Reconciliation, reconcile
+from jobs.run import PipelineFailedError, observe_now, run_job
+from resources.alerts import post_alert
+from resources.home import Home
+from tests.conftest import small_settings, write_settings
+
+Tick = Callable[[], set[str]]
+
+
+# conditions, on the real graph --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    folder = tmp_path_factory.mktemp("automated")
+    write_settings(folder, small_settings())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIRCUITSEER_HOME", str(folder))
+        patch.setenv("DAGSTER_HOME", str(folder / "dagster"))
+        yield Home.prepared(folder)
+
+
+@pytest.fixture(scope="module")
+def defs(home: Home) -> dg.Definitions:
+    return definitions.make_definitions(home)
+
+
+@pytest.fixture
+def settled(defs: dg.Definitions, home: Home) -> Reconciliation:
+    write_settings(home.folder, small_settings())
+    return reconcile(defs, home)
+
+
+@pytest.fixture
+def tick(defs: dg.Definitions, settled: Reconciliation) -> Tick:
+    """What a tick of the daemon asks for, after one that has seen everything fresh."""
+    cursor: Any = None
+
+    def evaluate() -> set[str]:
+        nonlocal cursor
+        with dg.DagsterInstance.get() as instance:
+            result = dg.evaluate_automation_conditions(defs, instance, cursor=cursor)
+        cursor = result.cursor
+        keys = defs.resolve_asset_graph().materializable_asset_keys
+        return {key.to_user_string() for key in keys if result.get_requested_partitions(key)}
+
+    assert evaluate() == set()
+    return evaluate
+
+
+def change(home: Home, **slices: dict[str, Any]) -> None:
+    values = small_settings()
+    for name, changes in slices.items():
+        values[name] = {**values.get(name, {}), **changes}
+    write_settings(home.folder, values)
+    observe_now(home)
+
+
+def make(defs: dg.Definitions, home: Home, names: set[str]) -> None:
+    run_job(defs, home, assets=[dg.AssetKey(name) for name in names])
+
+
+@pytest.mark.long
+def test_ten_ticks_with_nothing_changed_ask_for_nothing(tick: Tick, home: Home) -> None:
+    for _ in range(10):
+        observe_now(home)
+        assert tick() == set()
+
+
+@pytest.mark.long
+def test_a_changed_recipe_asks_for_exactly_its_dependants_once_each(
+    tick: Tick, defs: dg.Definitions, home: Home
+) -> None:
+    # Both the evaluation and the checkpoint depend on what changes: the first has to wait.
+    change(home, training={"max_steps": 18}, evaluation={"max_problems": 12})
+    asked: list[set[str]] = []
+    while names := tick():
+        asked.append(names)
+        assert tick() == set(), "asked twice for the same reason"
+        make(defs, home, names)
+    assert asked[:3] == [{"checkpoint"}, {"evaluation"}, {"audit"}]
+    reports = set().union(*asked[3:])
+    assert reports
+    assert all("stg_" in name or name in _marts(defs) for name in reports)
+    assert sum(map(len, asked[3:])) == len(reports), "a report was made twice"
+
+
+def _marts(defs: dg.Definitions) -> set[str]:
+    graph = defs.resolve_asset_graph()
+    keys = graph.materializable_asset_keys
+    return {k.to_user_string() for k in keys if graph.get(k).group_name == "dbt_models"}
+
+
+@pytest.mark.long
+def test_a_failure_is_tried_once_more_and_never_a_third_time(
+    tick: Tick, defs: dg.Definitions, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise SettingsError("the draw must work, and does not; mend it")
+
+    monkeypatch.setattr(definitions.subset, "draw_subset", fail)
+    change(home, selection={"seed": 5})
+    for _ in range(2):
+        assert tick() == {"subset"}
+        with pytest.raises(PipelineFailedError, match="the draw must work"):
+            make(defs, home, {"subset"})
+        assert tick() == set()
+    assert [tick() for _ in range(5)] == [set()] * 5
+    change(home, selection={"seed": 6})  # another cause is another try
+    assert tick() == {"subset"}
+
+
+@pytest.mark.long
+def test_a_subset_that_fails_its_check_is_not_built_upon_by_the_daemon(
+    tick: Tick, defs: dg.Definitions, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = definitions.subset.draw_subset
+    monkeypatch.setattr(
+        definitions.subset, "draw_subset", lambda pool, selection: draw(pool, selection).slice(1)
+    )
+    change(home, selection={"seed": 7})
+    assert tick() == {"subset"}
+    with pytest.raises(PipelineFailedError, match="subset_is_the_budget"):
+        make(defs, home, {"subset"})
+    for _ in range(4):
+        assert "checkpoint" not in tick()
+
+
+# sensors and schedules ----------------------------------------------------------------------------
+
+
+def test_conditions_sensors_and_schedules_are_off_until_switched_on(
+    home_folder: Path,
+) -> None:
+    defs = definitions.make_definitions(Home.prepared(home_folder))
+    on = {sensor.name for sensor in defs.sensors if sensor.default_status.value == "RUNNING"}
+    assert on == {"observe_settings"}
+    assert {schedule.default_status.value for schedule in defs.schedules} == {"STOPPED"}
+    graph = defs.resolve_asset_graph()
+    stages = {key for key in graph.materializable_asset_keys if not graph.get(key).is_partitioned}
+    targeted = {
+        key
+        for sensor in (automation.make_cheap_stages, automation.make_expensive_stages)
+        for key in sensor.asset_selection.resolve(graph)
+    }
+    assert targeted == stages
+    assert all(graph.get(key).automation_condition is not None for key in stages)
+    assert graph.get(dg.AssetKey("subset")).freshness_policy is not None
+
+
+class Looks:
+    """One sensor looked at again and again, with its cursor kept."""
+
+    def __init__(self, home: Home, instance: dg.DagsterInstance) -> None:
+        self.home, self.instance, self.cursor = home, instance, None
+
+    def __call__(self) -> dg.SensorResult:
+        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+        result: Any = automation.recurate_on_new_data(context, home=self.home)
+        self.cursor = result.cursor
+        return result
+
+
+@pytest.fixture
+def corpus_file(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus" / "a.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"prompt": "1 + 1?", "response": "2"}\n')
+    return path
+
+
+@pytest.fixture
+def looks(corpus_file: Path, tmp_path: Path) -> Iterator[Looks]:
+    values = small_settings()
+    values["corpus"] = {
+        "source": "files",
+        "paths": [str(corpus_file.parent / "*.jsonl")],
+        "columns": {"prompt": "prompt", "response": "response"},
+    }
+    folder = tmp_path / "home"
+    folder.mkdir()
+    write_settings(folder, values)
+    with dg.instance_for_test() as instance:
+        yield Looks(Home.prepared(folder), instance)
+
+
+def test_new_data_starts_one_run_once_it_no_longer_changes(looks: Looks, corpus_file: Path) -> None:
+    assert not looks().run_requests  # seen for the first time
+    assert looks().run_requests  # and the same again: nothing was read from it yet
+    for _ in range(3):
+        assert not looks().run_requests
+    with corpus_file.open("a") as file:
+        file.write('{"prompt": "2 + 2?", "response": "4"}\n')
+    assert not looks().run_requests
+    corpus_file.with_name("b.jsonl").write_text('{"prompt": "3 + 3?", "response": "6"}\n')
+    assert not looks().run_requests  # still being written
+    assert looks().run_requests
+    assert not looks().run_requests
+
+
+@pytest.mark.parametrize(
+    ("pinned", "said"),
+    [
+        ("a" * 40, "which is the newest on the hub"),
+        ("b" * 40, f"set corpus.revision to {'a' * 40}"),
+    ],
+)
+def test_newer_data_on_the_hub_is_said_and_stays_unused(
+    hub: str, monkeypatch: pytest.MonkeyPatch, pinned: str, said: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+    columns = Columns(prompt="prompt", response="response")
+    corpus = HubCorpus(source="hub", repo_id="someone/sums", revision=pinned, columns=columns)
+    assert said in automation._newer_on_the_hub(corpus)
+    missing = corpus.model_copy(update={"repo_id": "someone/nothing"})
+    assert "is not known: corpus.repo_id must name" in automation._newer_on_the_hub(missing)
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    """The address of a hub that knows one data set."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = "/api/datasets/someone/sums" in self.path
+            body = json.dumps({"id": "someone/sums", "sha": "a" * 40} if known else {}).encode()
+            self.send_response(200 if known else 404)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with serving(Answer) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = http.server.HTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.long
+def test_data_that_the_corpus_was_read_from_starts_nothing(
+    settled: Reconciliation, home: Home
+) -> None:
+    with dg.DagsterInstance.get() as instance:
+        looks = Looks(home, instance)
+        for _ in range(3):
+            assert "very data" in (looks().skip_reason.skip_message or "")
+
+
+@pytest.mark.long
+def test_the_backstop_asks_for_what_is_stale_and_what_lies_below(
+    settled: Reconciliation, home: Home, defs: dg.Definitions
+) -> None:
+    [backstop] = [schedule for schedule in defs.schedules if schedule.name == "backstop"]
+
+    def asked() -> Any:
+        with dg.DagsterInstance.get() as instance:
+            context = dg.build_schedule_context(
+                instance=instance,
+                repository_def=defs.get_repository_def(),
+                resources={"home": home},
+            )
+            return backstop(context)
+
+    assert isinstance(asked(), dg.SkipReason)
+    change(home, training={"max_steps": 17})
+    names = {key.to_user_string() for key in asked().asset_selection}
+    assert {"checkpoint", "evaluation", "audit"} <= names
+    assert not {"subset", "sample_scores", "corpus"} & names
+
+
+@pytest.mark.parametrize("wrong", [{"recurate_cron": "every day"}, {"timezone": "Mars/Olympus"}])
+def test_a_wrong_schedule_is_refused_in_one_sentence(wrong: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match="correct them in the settings"):
+        automation.make_schedules(AutomationSettings(**wrong))
+
+
+# alerts -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[Any]]]:
+    """The address of a server that keeps what it is told."""
+    told: list[Any] = []
+
+    class Keep(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(404 if "missing" in self.path else 200)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with serving(Keep) as address:
+        yield address, told
+
+
+def test_a_failed_run_is_told_to_the_webhook(
+    webhook: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, told = webhook
+
+    @dg.op
+    def fails() -> None:
+        raise ValueError("no such thing")
+
+    @dg.job
+    def failing() -> None:
+        fails()
+
+    sensor = automation.make_alert_sensor(AutomationSettings())
+    with dg.instance_for_test() as instance:
+        result = failing.execute_in_process(instance=instance, raise_on_error=False)
+        context = dg.build_run_status_sensor_context(
+            sensor_name="alert_on_failure",
+            dagster_event=result.get_run_failure_event(),
+            dagster_instance=instance,
+            dagster_run=result.dagster_run,
+        ).for_run_failure()
+        monkeypatch.delenv("CIRCUITSEER_FAILURE_WEBHOOK", raising=False)
+        assert "is not set" in (sensor(context).skip_message or "")
+        monkeypatch.setenv("CIRCUITSEER_FAILURE_WEBHOOK", address)
+        assert sensor(context) is None
+    [message] = told
+    assert result.run_id in message["text"]
+    assert "failing" in message["text"]
+
+
+@pytest.mark.parametrize("wrong", ["ftp://127.0.0.1/x-secret", "x-secret", "{address}/missing"])
+def test_a_webhook_that_takes_nothing_is_an_error_that_keeps_the_secret(
+    webhook: tuple[str, list[Any]], wrong: str
+) -> None:
+    with pytest.raises(AlertError, match="failure webhook") as error:
+        post_alert(wrong.format(address=webhook[0]), "hello")
+    assert "secret" not in str(error.value)
+    assert webhook[0] not in str(error.value)

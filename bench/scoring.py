@@ -36,7 +36,7 @@ HEADS = {
 }
 LENGTHS = (512, 2048)
 MEMORY_LENGTHS = (512, 2048, 8192)
-TOKENS_PER_SIDE = 8192
+TOKENS_PER_SIDE = 4096
 MAX_BATCH_TOKENS = ExecutionSettings().max_batch_tokens
 SETTINGS = ScoringSettings()
 
@@ -45,7 +45,7 @@ def main() -> None:
     """Measures one model and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, required=True)
-    parser.add_argument("--repeats", type=int, default=3, help="timings of each side")
+    parser.add_argument("--repeats", type=int, default=5, help="timings of each side")
     arguments = parser.parse_args()
     start_logging()
     started = time.perf_counter()

@@ -9,7 +9,8 @@ next call takes that asset up again first: nothing below it is made before the c
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from jobs.run import PipelineFailedError, PipelineRun, observe_now, run_job
 from jobs.staleness import asset_graph_of, find_stale, kept_fresh, next_frontier
 from resources.home import Home
+from resources.processes import one_at_a_time
 
 log = logging.getLogger("circuitseer")
 
@@ -43,7 +45,8 @@ class Reconciliation:
 def reconcile(defs: dg.Definitions, home: Home) -> Reconciliation:
     """Returns what was done until nothing was stale any more.
 
-    An empty home gets one whole run. The dbt models come last, once.
+    An empty home gets one whole run. The dbt models come last, once. Two reconciliations of one
+    home come one after the other.
 
     Raises:
         PipelineFailedError: a step or a blocking check failed.
@@ -51,29 +54,45 @@ def reconcile(defs: dg.Definitions, home: Home) -> Reconciliation:
     home.set_environment()
     started = time.monotonic()
     graph = asset_graph_of(defs)
+    with one_at_a_time(home.lock_file("reconcile"), f"making what is out of date in {home.folder}"):
+        runs = _make_until_fresh(defs, home, graph)
+    return _summarise(runs, _latest_metadata(graph), time.monotonic() - started)
+
+
+def _make_until_fresh(defs: dg.Definitions, home: Home, graph: AssetGraph) -> list[PipelineRun]:
     changed = observe_now(home)
     if changed:
         log.info("changed settings: %s", ", ".join(changed))
     tags = {"circuitseer/reconciliation": uuid.uuid4().hex[:8]}
     runs: list[PipelineRun] = []
-    done: set[dg.AssetKey] = set()
     while True:
         with dg.DagsterInstance.get() as instance:
             stale = find_stale(instance, graph, home)
-        whole = len(stale) == len(kept_fresh(graph))
-        frontier = set(stale) if whole else next_frontier(graph, stale.keys())
-        if frontier & done:
-            again = ", ".join(sorted(key.to_user_string() for key in frontier & done))
-            raise PipelineFailedError(
-                f"{again} must be fresh after having run, and is stale; see its page in the UI"
-            )
+            whole = len(stale) == len(kept_fresh(graph))
+            frontier = set(stale) if whole else next_frontier(graph, stale.keys())
+            _refuse_what_stays_stale(instance, frontier, stale, runs)
         if not frontier:
-            break
+            return runs
         for key in sorted(frontier & stale.keys()):
             log.info("%s: %s", key.to_user_string(), stale[key])
         runs.append(run_job(defs, home, assets=None if whole else frontier, tags=tags))
-        done |= frontier
-    return _summarise(runs, _latest_metadata(graph), time.monotonic() - started)
+
+
+def _refuse_what_stays_stale(
+    instance: dg.DagsterInstance,
+    frontier: AbstractSet[dg.AssetKey],
+    stale: Mapping[dg.AssetKey, str],
+    runs: Sequence[PipelineRun],
+) -> None:
+    """Returns unless an asset is stale right after one of these runs made it: none would help."""
+    ours = {run.run_id for run in runs}
+    for key in sorted(frontier & stale.keys()):
+        event = instance.get_latest_materialization_event(key)
+        if event is not None and event.run_id in ours:
+            raise PipelineFailedError(
+                f"{key.to_user_string()} must be fresh after having run, and is stale "
+                f"({stale[key]}); see its page in the UI"
+            )
 
 
 def _latest_metadata(graph: AssetGraph) -> dict[str, dict[str, Any]]:

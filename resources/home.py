@@ -55,6 +55,10 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Where converted models are kept."""
         return self.folder / "models"
 
+    def lock_file(self, name: str) -> Path:
+        """Returns the file by which one process at a time is at work on what `name` says."""
+        return self.folder / "locks" / f"{name}.lock"
+
     @property
     def artifacts(self) -> ArtifactStore:
         """The artifact store."""

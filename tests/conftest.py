@@ -84,3 +84,65 @@ def run_graph(home_folder: Path) -> Callable[..., Any]:
 def first_run(run_graph: Callable[..., Any]) -> Any:
     """The first whole run of the graph, in an empty home."""
     return run_graph()
+
+
+class Reconciled:
+    """A home of small settings, and its reconciliation after a change; without the dbt models."""
+
+    def __init__(self, folder: Path) -> None:
+        import dagster as dg
+
+        from circuitseer_assets import checks, definitions
+        from circuitseer_assets.assets import slices
+        from circuitseer_assets.settings import AutomationSettings
+        from jobs.automation import automated
+        from jobs.full_pipeline import full_pipeline
+        from jobs.reconcile import reconcile
+        from resources.home import Home
+
+        self.home = Home.prepared(folder)
+        stages = dg.load_assets_from_modules(definitions._STAGES)
+        self.defs = dg.Definitions(
+            assets=[
+                *dg.load_assets_from_modules([slices]),
+                *automated(stages, AutomationSettings()),
+            ],
+            asset_checks=dg.load_asset_checks_from_modules([checks]),
+            jobs=[full_pipeline],
+            resources={"home": self.home},
+            executor=dg.in_process_executor,
+        )
+        self._reconcile = reconcile
+        self.first = self.change()
+
+    def change(self, **changes: dict[str, Any]) -> Any:
+        """Returns the reconciliation with the small settings, some of their slices changed."""
+        self.write(**changes)
+        return self._reconcile(self.defs, self.home)
+
+    def write(self, **changes: dict[str, Any]) -> None:
+        """Makes the small settings, some of their slices changed, those in use."""
+        values = small_settings()
+        for name, slice_ in changes.items():
+            replaced = {} if name == "base_model" else values.get(name, {})
+            values[name] = {**replaced, **slice_}
+        write_settings(self.home.folder, values)
+
+
+@pytest.fixture(scope="session")
+def session_reconciled(tmp_path_factory: pytest.TempPathFactory) -> Reconciled:
+    """A home made once by a reconciliation; `reconciled` is how tests use it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME"):
+            patch.setenv(name, os.environ.get(name, ""))  # to be put back
+        return Reconciled(tmp_path_factory.mktemp("reconciled"))
+
+
+@pytest.fixture(scope="module")
+def reconciled(session_reconciled: Reconciled) -> Iterator[Reconciled]:
+    """A reconciled home that processes started by a test, and Dagster itself, take for theirs."""
+    folder = session_reconciled.home.folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIRCUITSEER_HOME", str(folder))
+        patch.setenv("DAGSTER_HOME", str(folder / "dagster"))
+        yield session_reconciled

@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,16 +11,17 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from transformers import AutoModelForCausalLM
 
 from circuitseer_assets import definitions
 from circuitseer_assets.errors import AlertError, SettingsError
-from circuitseer_assets.settings import AutomationSettings, Columns, HubCorpus
+from circuitseer_assets.settings import PROJECT_ROOT, AutomationSettings, Columns, HubCorpus
 from jobs import automation
-from jobs.reconcile import Reconciliation, reconcile
 from jobs.run import PipelineFailedError, observe_now, run_job
+from jobs.staleness import REPORTS_GROUP, asset_graph_of, kept_fresh, next_frontier
 from resources.alerts import post_alert
 from resources.home import Home
-from tests.conftest import small_settings, write_settings
+from tests.conftest import Reconciled, small_settings, write_settings
 
 Tick = Callable[[], set[str]]
 
@@ -27,120 +29,105 @@ Tick = Callable[[], set[str]]
 # conditions, on the real graph --------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    folder = tmp_path_factory.mktemp("automated")
-    write_settings(folder, small_settings())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CIRCUITSEER_HOME", str(folder))
-        patch.setenv("DAGSTER_HOME", str(folder / "dagster"))
-        yield Home.prepared(folder)
-
-
-@pytest.fixture(scope="module")
-def defs(home: Home) -> dg.Definitions:
-    return definitions.make_definitions(home)
+@pytest.fixture
+def settled(reconciled: Reconciled) -> Reconciled:
+    """A home on its own settings in which nothing is stale."""
+    reconciled.change()
+    return reconciled
 
 
 @pytest.fixture
-def settled(defs: dg.Definitions, home: Home) -> Reconciliation:
-    write_settings(home.folder, small_settings())
-    return reconcile(defs, home)
-
-
-@pytest.fixture
-def tick(defs: dg.Definitions, settled: Reconciliation) -> Tick:
+def tick(settled: Reconciled) -> Tick:
     """What a tick of the daemon asks for, after one that has seen everything fresh."""
     cursor: Any = None
+    keys = asset_graph_of(settled.defs).materializable_asset_keys
 
     def evaluate() -> set[str]:
         nonlocal cursor
+        observe_now(settled.home)
         with dg.DagsterInstance.get() as instance:
-            result = dg.evaluate_automation_conditions(defs, instance, cursor=cursor)
+            result = dg.evaluate_automation_conditions(settled.defs, instance, cursor=cursor)
         cursor = result.cursor
-        keys = defs.resolve_asset_graph().materializable_asset_keys
         return {key.to_user_string() for key in keys if result.get_requested_partitions(key)}
 
     assert evaluate() == set()
     return evaluate
 
 
-def change(home: Home, **slices: dict[str, Any]) -> None:
-    values = small_settings()
-    for name, changes in slices.items():
-        values[name] = {**values.get(name, {}), **changes}
-    write_settings(home.folder, values)
-    observe_now(home)
-
-
-def make(defs: dg.Definitions, home: Home, names: set[str]) -> None:
-    run_job(defs, home, assets=[dg.AssetKey(name) for name in names])
+def make(settled: Reconciled, names: set[str]) -> None:
+    run_job(settled.defs, settled.home, assets=[dg.AssetKey(name) for name in names])
 
 
 @pytest.mark.long
-def test_ten_ticks_with_nothing_changed_ask_for_nothing(tick: Tick, home: Home) -> None:
-    for _ in range(10):
-        observe_now(home)
-        assert tick() == set()
+def test_ten_ticks_with_nothing_changed_ask_for_nothing(tick: Tick) -> None:
+    assert [tick() for _ in range(10)] == [set()] * 10
 
 
 @pytest.mark.long
-def test_a_changed_recipe_asks_for_exactly_its_dependants_once_each(
-    tick: Tick, defs: dg.Definitions, home: Home
+def test_another_base_model_asks_for_exactly_its_dependants_once_each(
+    tick: Tick, settled: Reconciled, tmp_path: Path
 ) -> None:
-    # Both the evaluation and the checkpoint depend on what changes: the first has to wait.
-    change(home, training={"max_steps": 18}, evaluation={"max_problems": 12})
+    # Three stages depend on it directly: the later ones have to wait for the earlier.
+    copy = tmp_path / "model"
+    shutil.copytree(PROJECT_ROOT / "models/tiny", copy)
+    model = AutoModelForCausalLM.from_pretrained(copy)
+    model.model.embed_tokens.weight.data *= 1.001
+    model.save_pretrained(copy)
+    settled.write(base_model={"source": "local", "path": str(copy)})
     asked: list[set[str]] = []
     while names := tick():
         asked.append(names)
         assert tick() == set(), "asked twice for the same reason"
-        make(defs, home, names)
-    assert asked[:3] == [{"checkpoint"}, {"evaluation"}, {"audit"}]
-    reports = set().union(*asked[3:])
-    assert reports
-    assert all("stg_" in name or name in _marts(defs) for name in reports)
-    assert sum(map(len, asked[3:])) == len(reports), "a report was made twice"
-
-
-def _marts(defs: dg.Definitions) -> set[str]:
-    graph = defs.resolve_asset_graph()
-    keys = graph.materializable_asset_keys
-    return {k.to_user_string() for k in keys if graph.get(k).group_name == "dbt_models"}
+        make(settled, names)
+    stages = ["head_ranking", "sample_scores", "subset", "checkpoint", "evaluation", "audit"]
+    assert asked == [{stage} for stage in stages]
 
 
 @pytest.mark.long
 def test_a_failure_is_tried_once_more_and_never_a_third_time(
-    tick: Tick, defs: dg.Definitions, home: Home, monkeypatch: pytest.MonkeyPatch
+    tick: Tick, settled: Reconciled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
         raise SettingsError("the draw must work, and does not; mend it")
 
     monkeypatch.setattr(definitions.subset, "draw_subset", fail)
-    change(home, selection={"seed": 5})
+    settled.write(selection={"seed": 5})
     for _ in range(2):
         assert tick() == {"subset"}
         with pytest.raises(PipelineFailedError, match="the draw must work"):
-            make(defs, home, {"subset"})
+            make(settled, {"subset"})
         assert tick() == set()
     assert [tick() for _ in range(5)] == [set()] * 5
-    change(home, selection={"seed": 6})  # another cause is another try
+    settled.write(selection={"seed": 6})  # another cause is another try
     assert tick() == {"subset"}
 
 
 @pytest.mark.long
 def test_a_subset_that_fails_its_check_is_not_built_upon_by_the_daemon(
-    tick: Tick, defs: dg.Definitions, home: Home, monkeypatch: pytest.MonkeyPatch
+    tick: Tick, settled: Reconciled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = definitions.subset.draw_subset
     monkeypatch.setattr(
         definitions.subset, "draw_subset", lambda pool, selection: draw(pool, selection).slice(1)
     )
-    change(home, selection={"seed": 7})
+    settled.write(selection={"seed": 7})
     assert tick() == {"subset"}
     with pytest.raises(PipelineFailedError, match="subset_is_the_budget"):
-        make(defs, home, {"subset"})
-    for _ in range(4):
-        assert "checkpoint" not in tick()
+        make(settled, {"subset"})
+    asked = set().union(*(tick() for _ in range(4)))
+    assert asked <= {"subset"}
+
+
+def test_reports_come_last_and_all_at_once(home_folder: Path) -> None:
+    graph = asset_graph_of(definitions.make_definitions(Home.prepared(home_folder)))
+    everything = set(kept_fresh(graph))
+    reports = {key for key in everything if graph.get(key).group_name == REPORTS_GROUP}
+    stages = everything - reports
+    assert next_frontier(graph, everything) == {dg.AssetKey("corpus")}
+    assert next_frontier(graph, reports | {dg.AssetKey("audit")}) == {dg.AssetKey("audit")}
+    some = {dg.AssetKey("stg_artifacts")}
+    assert some < next_frontier(graph, some) <= reports
+    assert not next_frontier(graph, some) & stages
 
 
 # sensors and schedules ----------------------------------------------------------------------------
@@ -265,32 +252,31 @@ def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 @pytest.mark.long
-def test_data_that_the_corpus_was_read_from_starts_nothing(
-    settled: Reconciliation, home: Home
-) -> None:
+def test_data_that_the_corpus_was_read_from_starts_nothing(settled: Reconciled) -> None:
     with dg.DagsterInstance.get() as instance:
-        looks = Looks(home, instance)
+        looks = Looks(settled.home, instance)
         for _ in range(3):
             assert "very data" in (looks().skip_reason.skip_message or "")
 
 
 @pytest.mark.long
 def test_the_backstop_asks_for_what_is_stale_and_what_lies_below(
-    settled: Reconciliation, home: Home, defs: dg.Definitions
+    settled: Reconciled,
 ) -> None:
-    [backstop] = [schedule for schedule in defs.schedules if schedule.name == "backstop"]
+    [_, backstop] = automation.make_schedules(AutomationSettings())
 
     def asked() -> Any:
         with dg.DagsterInstance.get() as instance:
             context = dg.build_schedule_context(
                 instance=instance,
-                repository_def=defs.get_repository_def(),
-                resources={"home": home},
+                repository_def=settled.defs.get_repository_def(),
+                resources={"home": settled.home},
             )
             return backstop(context)
 
     assert isinstance(asked(), dg.SkipReason)
-    change(home, training={"max_steps": 17})
+    settled.write(training={"max_steps": 17})
+    observe_now(settled.home)
     names = {key.to_user_string() for key in asked().asset_selection}
     assert {"checkpoint", "evaluation", "audit"} <= names
     assert not {"subset", "sample_scores", "corpus"} & names

@@ -21,18 +21,16 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from circuitseer_assets import checks, definitions
-from circuitseer_assets.assets import slices
+from circuitseer_assets import definitions
 from circuitseer_assets.method import head_ranking, sample_scores
 from circuitseer_assets.settings import PROJECT_ROOT
-from jobs.full_pipeline import full_pipeline
 from jobs.plan import Planned, make_plan
-from jobs.reconcile import Reconciliation, reconcile
+from jobs.reconcile import Reconciliation
 from jobs.run import PipelineFailedError
 from jobs.staleness import asset_graph_of, find_stale
 from resources.dead_runs import HOST_TAG
 from resources.home import Home
-from tests.conftest import small_settings, write_settings
+from tests.conftest import Reconciled
 
 pytestmark = pytest.mark.long
 
@@ -93,52 +91,27 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counts]:
         hook.remove()
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    folder = tmp_path_factory.mktemp("reconciled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CIRCUITSEER_HOME", str(folder))
-        patch.setenv("DAGSTER_HOME", str(folder / "dagster"))
-        yield Home.prepared(folder)
-
-
-@pytest.fixture(scope="module")
-def defs(home: Home) -> dg.Definitions:
-    """Everything but the dbt models, which have tests of their own."""
-    return dg.Definitions(
-        assets=dg.load_assets_from_modules([slices, *definitions._STAGES]),
-        asset_checks=dg.load_asset_checks_from_modules([checks]),
-        jobs=[full_pipeline],
-        resources={"home": home},
-        executor=dg.in_process_executor,
-    )
-
-
 Change = Callable[..., Reconciliation]
 
 
 @pytest.fixture(scope="module")
-def change(home: Home, defs: dg.Definitions) -> Change:
-    """Reconciles after writing the small settings with some of their slices changed."""
-
-    def reconcile_with(**changes: dict[str, Any]) -> Reconciliation:
-        write_changed(home, changes)
-        return reconcile(defs, home)
-
-    return reconcile_with
-
-
-def write_changed(home: Home, changes: dict[str, dict[str, Any]]) -> None:
-    values = small_settings()
-    for name, slice_ in changes.items():
-        replaced = {} if name == "base_model" else values.get(name, {})
-        values[name] = {**replaced, **slice_}
-    write_settings(home.folder, values)
+def home(reconciled: Reconciled) -> Home:
+    return reconciled.home
 
 
 @pytest.fixture(scope="module")
-def first(change: Change) -> Reconciliation:
-    return change()
+def defs(reconciled: Reconciled) -> dg.Definitions:
+    return reconciled.defs
+
+
+@pytest.fixture(scope="module")
+def change(reconciled: Reconciled) -> Change:
+    return reconciled.change
+
+
+@pytest.fixture(scope="module")
+def first(reconciled: Reconciled) -> Reconciliation:
+    return reconciled.first
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +183,7 @@ def test_a_changed_setting_computes_what_lies_downstream_and_going_back_nothing(
     first: Reconciliation,
     change: Change,
     counts: Counts,
+    reconciled: Reconciled,
     home: Home,
     defs: dg.Definitions,
     name: str,
@@ -217,7 +191,7 @@ def test_a_changed_setting_computes_what_lies_downstream_and_going_back_nothing(
     changes, computed, reason = MATRIX[name]
     change()
     counts.rankings = counts.scored = counts.optimiser_steps = counts.forwards = 0
-    write_changed(home, changes)
+    reconciled.write(**changes)
     plan = make_plan(defs, home)
     planned = actions(plan)
     changed_stage = computed[0]
@@ -239,7 +213,7 @@ def test_a_changed_setting_computes_what_lies_downstream_and_going_back_nothing(
         assert counts.optimiser_steps == 0
 
     counts.forwards = counts.optimiser_steps = 0
-    write_changed(home, {})
+    reconciled.write()
     assert {actions(make_plan(defs, home))[stage] for stage in computed} == {"reuse"}
     back = change()
     assert back.computed == ()
@@ -369,12 +343,17 @@ def test_latest_means_in_use_not_newest(first: Reconciliation, change: Change, h
 
 
 def test_the_live_ui_says_what_is_stale_and_why_and_makes_it(
-    first: Reconciliation, change: Change, home: Home, defs: dg.Definitions, tmp_path: Path
+    first: Reconciliation,
+    change: Change,
+    reconciled: Reconciled,
+    home: Home,
+    defs: dg.Definitions,
+    tmp_path: Path,
 ) -> None:
     change()
     with serving(home, tmp_path / "dagster_dev.log") as address:
         # Nobody observes by hand: the sensor, the only one that is on, sees the file.
-        write_changed(home, {"selection": {"seed": 3}, "training": {"max_steps": 9}})
+        reconciled.write(selection={"seed": 3}, training={"max_steps": 9})
         wait_until(lambda: len(stale_in(address)) == 2)
         with dg.DagsterInstance.get() as instance:
             stale = find_stale(instance, asset_graph_of(defs), home)
@@ -398,12 +377,10 @@ def test_the_live_ui_says_what_is_stale_and_why_and_makes_it(
 
 
 def stale_in(address: str) -> dict[str, list[str]]:
-    """Returns the stages that the UI shows as stale, each with the assets it names as causes."""
-    asked = (
-        "{assetNodes{assetKey{path} staleStatus staleCauses{key{path} reason dependency{path}}}}"
-    )
+    """Returns the stages that the UI shows as stale, each with the assets it names as the cause."""
+    asked = "{assetNodes{assetKey{path} staleStatus staleCauses{key{path} reason}}}"
     return {
-        name: ["/".join(c["dependency"]["path"]) for c in node["staleCauses"] if c["dependency"]]
+        name: ["/".join(cause["key"]["path"]) for cause in node["staleCauses"]]
         for node in ask(address, asked)["assetNodes"]
         if (name := "/".join(node["assetKey"]["path"])) in STAGES and node["staleStatus"] == "STALE"
     }
@@ -486,11 +463,11 @@ def ask(address: str, query: str, **variables: Any) -> Any:
 
 
 def test_plan_and_run_agree_about_two_changes_at_once(
-    first: Reconciliation, change: Change, home: Home, defs: dg.Definitions
+    first: Reconciliation, change: Change, reconciled: Reconciled, home: Home, defs: dg.Definitions
 ) -> None:
     change()
     both = {"selection": {"seed": 11}, "evaluation": {"max_problems": 10}}
-    write_changed(home, both)
+    reconciled.write(**both)
     planned = actions(make_plan(defs, home))
     assert planned["subset"] == planned["evaluation"] == "compute"
     assert planned["checkpoint"] == "depends"

@@ -3,25 +3,24 @@
 An asset states its identity and hands over a function; nothing here knows any stage.
 """
 
-import contextlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
 from circuitseer_assets.errors import ArtifactError, StaleSettingsError
 from circuitseer_assets.records import Artifact, artifact_id_of
 from circuitseer_assets.settings import Settings
 from resources.artifacts import data_version_of as version_of_files
 from resources.home import Home
+from resources.processes import one_at_a_time
 
 SUMMARY_FILE = "summary.json"
 log = logging.getLogger("circuitseer")
@@ -184,7 +183,7 @@ class StageRun:
         if found := find():
             return found
         self.stop_if_planned(artifact_id)
-        with self._alone(artifact_id):
+        with one_at_a_time(self.home.lock_file(artifact_id), artifact_id):
             # Whoever was at work on it before may have made it meanwhile.
             return find() or self._make(stage, artifact_id, identity, ids, make, code_version)
 
@@ -223,22 +222,6 @@ class StageRun:
     def work_folder(self, artifact_id: str) -> Path:
         """Returns where unfinished work on an artifact is kept, until the artifact is recorded."""
         return self.home.folder / "work" / artifact_id
-
-    @contextlib.contextmanager
-    def _alone(self, artifact_id: str) -> Iterator[None]:
-        """Returns a context that one process at a time is in; the others wait, and say so."""
-        lock = FileLock(self.home.folder / "locks" / f"{artifact_id}.lock")
-        lock_folder = Path(lock.lock_file).parent
-        lock_folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("another process is making %s; waiting for it", artifact_id)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
 
     def stop_if_planned(self, artifact_id: str) -> None:
         """Returns if the stage is at work.

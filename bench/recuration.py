@@ -159,13 +159,15 @@ def measure(name: str, num_rows: int, folder: Path) -> dict[str, Any]:
         scoring_s -= watch.load_s["sample_scores"]
         log.info("%d new rows: %.2f s, computed %s", num_new, scoring_s, grown.computed)
     num_pool = grown.of("pool", "num_samples")
+    num_new_in_pool = num_pool - first.of("pool", "num_samples")
     return {
         "model": name,
         "pool_rows": num_pool,
         "budget_change_forwards": budget_forwards,
         "budget_change_share": budget_s / full_s,
-        "one_percent_new_rows": num_pool - first.of("pool", "num_samples"),
+        "one_percent_new_rows": num_new_in_pool,
         "one_percent_rows_scored": watch.rows_scored,
+        "one_percent_rows_scored_amiss": abs(watch.rows_scored - num_new_in_pool),
         "one_percent_rows_scored_share": watch.rows_scored / num_pool,
         "one_percent_scoring_share": scoring_s / full_s,
         "one_percent_displaced_share": grown.of("subset", "num_removed")

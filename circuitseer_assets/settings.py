@@ -420,13 +420,25 @@ class AutomationSettings(_Frozen):
     )
 
 
+MODEL_IN_USE = "in_use"
+"""What the sweep calls the base model that the settings name."""
+
+
 class SweepSettings(_Frozen):
     """Base models and budgets to compare, each by each, with everything else as in the settings."""
 
     base_models: Mapping[
         Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], BaseModelSettings
     ] = Field(default_factory=dict)
-    budget_fractions: tuple[Fraction, ...] = (0.05, 0.1, 0.2)
+    budget_fractions: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.05, 0.1, 0.2)
+
+    @model_validator(mode="after")
+    def _each_cell_once(self) -> Self:
+        if MODEL_IN_USE in self.base_models:
+            raise ValueError(f"base_models must not name {MODEL_IN_USE!r}: that is the base_model")
+        if len(set(self.budget_fractions)) < len(self.budget_fractions):
+            raise ValueError("budget_fractions must hold each fraction once")
+        return self
 
 
 class Settings(_Frozen):

@@ -16,7 +16,7 @@ from circuitseer_assets.assets.stage import latest_artifact
 from circuitseer_assets.errors import ArtifactError, CorpusError, SettingsError
 from circuitseer_assets.settings import AutomationSettings, CorpusSettings, HubCorpus
 from jobs.full_pipeline import curate, full_pipeline
-from jobs.staleness import descendants_of, find_stale, kept_fresh, next_frontier
+from jobs.staleness import find_stale, frontier_of, next_frontier
 from resources.alerts import post_alert
 from resources.corpora import newest_revision
 from resources.home import Home
@@ -53,7 +53,7 @@ class NextToMake(dg.AutomationCondition[dg.AssetKey]):
         view = context.asset_graph_view
         if view not in _frontiers:  # once a tick, for all assets
             stale = find_stale(view.instance, view.asset_graph, Home.prepared())
-            _frontiers[view] = frozenset(next_frontier(view.asset_graph, stale.keys()))
+            _frontiers[view] = frozenset(frontier_of(view.asset_graph, stale))
         on_it = context.key in _frontiers[view]
         subset = context.candidate_subset if on_it else context.get_empty_subset()
         return dg.AutomationResult(context, subset)
@@ -66,13 +66,14 @@ def _condition() -> dg.AutomationCondition[dg.AssetKey]:
         | dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
         | dg.AutomationCondition.code_version_changed()
     )
-    # The first failure after a change is tried once more; the second waits for another change. A
-    # tick later: what becomes true together with `requested` would be reset with it.
+    # What becomes true together with `requested` would be reset with it: it is kept for a tick.
     requested = dg.AutomationCondition.newly_requested()
+    missed = (changed & requested).since(~requested)
+    # The first failure after a change is tried once more; the second waits for another change.
     failed = (dg.AutomationCondition.execution_failed() & ~requested).newly_true()
     retry = failed.since(changed).newly_true()
     return (
-        (changed | retry).since(requested)
+        (changed | retry | (~missed).newly_true()).since(requested)
         & is_next
         & ~dg.AutomationCondition.in_progress()
         & ~dg.AutomationCondition.any_deps_in_progress()
@@ -145,7 +146,7 @@ def _backstop(settings: AutomationSettings) -> dg.ScheduleDefinition:
         job=full_pipeline,
         cron_schedule=settings.backstop_cron,
         execution_timezone=settings.timezone,
-        description="Makes whatever is out of date, also what a sensor missed or gave up.",
+        description="Makes what is out of date while nothing above it is, also what failed twice.",
     )
     def backstop(
         context: dg.ScheduleEvaluationContext, home: Home
@@ -156,9 +157,7 @@ def _backstop(settings: AutomationSettings) -> dg.ScheduleDefinition:
         stale = find_stale(context.instance, graph, home)
         if not stale:
             return dg.SkipReason("nothing is out of date")
-        # What lies below is looked up, and reused where its input comes out the same.
-        below = descendants_of(graph, stale) & set(kept_fresh(graph))
-        return dg.RunRequest(asset_selection=sorted(stale.keys() | below))
+        return dg.RunRequest(asset_selection=sorted(next_frontier(graph, stale.keys())))
 
     return backstop
 

@@ -1,7 +1,11 @@
-"""The sensor that keeps the settings slices observed; the only one that is on by default."""
+"""The sensor that keeps the settings slices observed; the only one that is on by default.
+
+It also ends dead runs: a run that waits in a queue for their slot cannot do it itself.
+"""
 
 import dagster as dg
 
+from resources.dead_runs import end_dead_runs
 from resources.home import Home
 
 
@@ -13,6 +17,7 @@ from resources.home import Home
 )
 def observe_settings(context: dg.SensorEvaluationContext, home: Home) -> dg.SensorResult:
     """Returns an observation of every slice whose version differs from the last one seen."""
+    end_dead_runs(context.instance)
     observations = find_changed_slices(context.instance, home)
     names = ", ".join(o.asset_key.path[-1] for o in observations)
     reason = None if observations else "no settings slice changed"

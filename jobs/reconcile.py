@@ -65,16 +65,18 @@ def _make_until_fresh(defs: dg.Definitions, home: Home, graph: AssetGraph) -> li
         log.info("changed settings: %s", ", ".join(changed))
     tags = {"circuitseer/reconciliation": uuid.uuid4().hex[:8]}
     runs: list[PipelineRun] = []
+    reasons: dict[dg.AssetKey, str] = {}
     while True:
         with dg.DagsterInstance.get() as instance:
             stale = find_stale(instance, graph, home)
             whole = len(stale) == len(kept_fresh(graph))
             frontier = set(stale) if whole else next_frontier(graph, stale.keys())
-            _refuse_what_stays_stale(instance, frontier, stale, runs)
+            _refuse_what_stays_stale(instance, frontier, stale, runs, reasons)
         if not frontier:
             return runs
         for key in sorted(frontier & stale.keys()):
             log.info("%s: %s", key.to_user_string(), stale[key])
+            reasons[key] = stale[key]
         runs.append(run_job(defs, home, assets=None if whole else frontier, tags=tags))
 
 
@@ -83,12 +85,13 @@ def _refuse_what_stays_stale(
     frontier: AbstractSet[dg.AssetKey],
     stale: Mapping[dg.AssetKey, str],
     runs: Sequence[PipelineRun],
+    reasons: Mapping[dg.AssetKey, str],
 ) -> None:
-    """Returns unless an asset is stale right after one of these runs made it: none would help."""
+    """Returns unless an asset is stale for the reason for which one of these runs just made it."""
     ours = {run.run_id for run in runs}
     for key in sorted(frontier & stale.keys()):
         event = instance.get_latest_materialization_event(key)
-        if event is not None and event.run_id in ours:
+        if event is not None and event.run_id in ours and reasons.get(key) == stale[key]:
             raise PipelineFailedError(
                 f"{key.to_user_string()} must be fresh after having run, and is stale "
                 f"({stale[key]}); see its page in the UI"

@@ -14,13 +14,13 @@ from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGra
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.asset_check_execution_record import (
-    AssetCheckExecutionRecord,
     AssetCheckExecutionRecordStatus,
 )
 
 from resources.home import Home
 
 NEVER_MADE = "it was never materialised"
+_DONE = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
 REPORTS_GROUP = "dbt_models"
 
 
@@ -130,16 +130,18 @@ def _latest_evaluations(
 ) -> Mapping[dg.AssetCheckKey, dg.AssetCheckEvaluation | None]:
     """Returns each blocking check's latest evaluation, None where it has none."""
     blocking = _blocking_checks(graph)
-    records = instance.event_log_storage.get_latest_asset_check_execution_by_key(blocking)
-    return {key: _evaluation_of(records.get(key)) for key in blocking}
-
-
-def _evaluation_of(record: AssetCheckExecutionRecord | None) -> dg.AssetCheckEvaluation | None:
-    done = (AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED)
-    if record is None or record.status not in done or record.event is None:
-        return None
-    event = record.event.dagster_event
-    return event.asset_check_evaluation_data if event else None
+    storage = instance.event_log_storage
+    latest = storage.get_latest_asset_check_execution_by_key(blocking)
+    evaluations = {}
+    for key in blocking:
+        record = latest.get(key)
+        if record is not None and record.status not in _DONE:
+            # Another run is about to check it, or died before it did: what was seen before counts.
+            records = storage.get_asset_check_execution_history(key, limit=1, status=_DONE)
+            record = records[0] if records else None
+        event = record.event.dagster_event if record and record.event else None
+        evaluations[key] = event.asset_check_evaluation_data if event else None
+    return evaluations
 
 
 def _blocking_checks(graph: BaseAssetGraph[Any]) -> list[dg.AssetCheckKey]:

@@ -7,7 +7,8 @@ from typing import Any
 import dagster as dg
 
 from circuitseer_assets.assets.sweep import BUDGET, GROUP, MODEL, partitions_of
-from jobs.run import PipelineRun, observe_now, run_job
+from jobs.run import PipelineFailedError, PipelineRun, observe_now, run_job
+from jobs.staleness import asset_graph_of, find_stale
 from resources.home import Home
 
 
@@ -44,9 +45,17 @@ def run_sweep(defs: dg.Definitions, home: Home) -> list[Cell]:
     """Returns every cell, made or reused; the graph has to be fresh up to its pool.
 
     Raises:
-        PipelineFailedError: a step failed.
+        PipelineFailedError: a step failed, or the pool is out of date.
     """
     observe_now(home)
+    with dg.DagsterInstance.get() as instance:
+        stale = find_stale(instance, asset_graph_of(defs), home)
+    for name in ("corpus", "probe_set", "pool"):
+        if dg.AssetKey(name) in stale:
+            reason = stale[dg.AssetKey(name)]
+            raise PipelineFailedError(
+                f"{name} must be fresh before a sweep, and is not ({reason}); run `make run`"
+            )
     models, cells = partitions_of(home.settings().sweep)
     made = {
         model: run_job(defs, home, "sweep_models", partition=model)

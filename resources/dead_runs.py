@@ -14,22 +14,35 @@ from resources.processes import is_running
 PID_TAG, HOST_TAG = "circuitseer/pid", "circuitseer/host"
 
 
-def process_tags() -> dict[str, str]:
-    """Returns the tags by which a run's process, this one, can be found again."""
-    return {PID_TAG: str(os.getpid()), HOST_TAG: socket.gethostname()}
+def process_tags(run_id: str) -> dict[str, str]:
+    """Returns the tags by which the process of a run, this one, can be found again.
+
+    A run that is started again inherits its parent's tags: they name the run they are of.
+    """
+    return {PID_TAG: f"{run_id}:{os.getpid()}", HOST_TAG: socket.gethostname()}
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Returns the runs of this machine that were unfinished though their process is gone.
 
-    Each is now a failed run without a slot.
+    Each is now a failed run. No finished run holds a slot any more: the server that started a run
+    reports its failure too, and leaves the slot.
     """
     unfinished = dg.RunsFilter(
         statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING],
         tags={HOST_TAG: socket.gethostname()},
     )
-    dead = [run for run in instance.get_runs(unfinished) if not is_running(int(run.tags[PID_TAG]))]
+    dead = [run for run in instance.get_runs(unfinished) if _is_dead(run)]
     for run in dead:
         instance.report_run_failed(run, "the process of this run ended without a word")
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    storage = instance.event_log_storage
+    for run_id in storage.get_concurrency_run_ids():
+        holder = instance.get_run_by_id(run_id)
+        if holder is None or holder.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)
     return [run.run_id for run in dead]
+
+
+def _is_dead(run: dg.DagsterRun) -> bool:
+    run_id, _, pid = run.tags[PID_TAG].partition(":")
+    return run_id == run.run_id and not is_running(int(pid))

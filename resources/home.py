@@ -42,7 +42,7 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Ends the runs that died, and says which process this run is, should it die too."""
         if context.instance is not None and context.run is not None:
-            context.instance.add_run_tags(context.run.run_id, process_tags())
+            context.instance.add_run_tags(context.run.run_id, process_tags(context.run.run_id))
             end_dead_runs(context.instance)
 
     @property

@@ -146,3 +146,20 @@ def reconciled(session_reconciled: Reconciled) -> Iterator[Reconciled]:
         patch.setenv("CIRCUITSEER_HOME", str(folder))
         patch.setenv("DAGSTER_HOME", str(folder / "dagster"))
         yield session_reconciled
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with slightly different weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("other_model")
+    source = PROJECT_ROOT / "models/tiny"
+    model = AutoModelForCausalLM.from_pretrained(source)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data *= 1 + 0.01 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,9 +171,11 @@ def test_a_run_whose_process_died_is_ended_and_holds_no_slot(first_run: Any, hom
     dead.wait()
     with dg.DagsterInstance.get() as instance:
         job = make_definitions(home).resolve_job_def("curate")
-        run = instance.create_run_for_job(
-            job, tags={**process_tags(), PID_TAG: str(dead.pid)}, status=dg.DagsterRunStatus.STARTED
-        )
+        run_id = str(uuid.uuid4())
+        tags = {**process_tags(run_id), PID_TAG: f"{run_id}:{dead.pid}"}
+        started = dg.DagsterRunStatus.STARTED
+        run = instance.create_run_for_job(job, run_id=run_id, tags=tags, status=started)
+        again = instance.create_run_for_job(job, tags=tags, status=started)  # inherits the tags
         storage = instance.event_log_storage
         storage.set_concurrency_slots("duckdb", 1)
         claim = storage.claim_concurrency_slot("duckdb", run.run_id, "dbt_models")
@@ -181,4 +184,11 @@ def test_a_run_whose_process_died_is_ended_and_holds_no_slot(first_run: Any, hom
         assert end_dead_runs(instance) == []
         [left] = instance.get_runs(dg.RunsFilter(run_ids=[run.run_id]))
         assert left.status == dg.DagsterRunStatus.FAILURE
+        assert storage.get_concurrency_info("duckdb").active_slot_count == 0
+        [running] = instance.get_runs(dg.RunsFilter(run_ids=[again.run_id]))
+        assert running.status == started
+        # One that somebody else reported as failed, as the server of the UI does, without its slot.
+        assert storage.claim_concurrency_slot("duckdb", again.run_id, "dbt_models").is_claimed
+        instance.report_run_failed(running)
+        assert end_dead_runs(instance) == []
         assert storage.get_concurrency_info("duckdb").active_slot_count == 0

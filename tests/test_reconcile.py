@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuitseer_assets import definitions
 from circuitseer_assets.method import head_ranking, sample_scores
@@ -57,12 +56,16 @@ class Counts:
     """What the expensive functions really did."""
 
     def __init__(self) -> None:
-        self.rankings = self.scored = self.optimiser_steps = self.forwards = 0
+        self.start()
+
+    def start(self) -> None:
+        self.rankings = self.scored = self.optimiser_steps = self.forwards = self.evaluations = 0
 
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counts]:
     counted = Counts()
+    evaluate = definitions.evaluation.evaluate
     rank_heads, score_samples = head_ranking.rank_heads, sample_scores.score_samples
 
     def count_ranking(*args: Any, **kwargs: Any) -> Any:
@@ -74,12 +77,17 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counts]:
             counted.scored += 1
             yield result
 
+    def count_evaluation(*args: Any, **kwargs: Any) -> Any:
+        counted.evaluations += 1
+        return evaluate(*args, **kwargs)
+
     def count_forward(module: torch.nn.Module, args: Any) -> None:
         counted.forwards += type(module).__name__ == "Qwen2Model"
 
     def count_step(*args: Any) -> None:
         counted.optimiser_steps += 1
 
+    monkeypatch.setattr(definitions.evaluation, "evaluate", count_evaluation)
     monkeypatch.setattr(head_ranking, "rank_heads", count_ranking)
     monkeypatch.setattr(sample_scores, "score_samples", count_scores)
     hooks = [
@@ -112,19 +120,6 @@ def change(reconciled: Reconciled) -> Change:
 @pytest.fixture(scope="module")
 def first(reconciled: Reconciled) -> Reconciliation:
     return reconciled.first
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("other_model")
-    source = PROJECT_ROOT / "models/tiny"
-    model = AutoModelForCausalLM.from_pretrained(source)
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data *= 1 + 0.01 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    return folder
 
 
 def latest_id(asset: str) -> str:
@@ -190,7 +185,7 @@ def test_a_changed_setting_computes_what_lies_downstream_and_going_back_nothing(
 ) -> None:
     changes, computed, reason = MATRIX[name]
     change()
-    counts.rankings = counts.scored = counts.optimiser_steps = counts.forwards = 0
+    counts.start()
     reconciled.write(**changes)
     plan = make_plan(defs, home)
     planned = actions(plan)
@@ -207,12 +202,14 @@ def test_a_changed_setting_computes_what_lies_downstream_and_going_back_nothing(
     assert counts.rankings == 0
     num_pool = first.of("pool", "num_samples")
     assert counts.scored == (num_pool if "sample_scores" in computed else 0)
+    # The base model answers again only where the questions are others.
+    assert counts.evaluations == (2 if changed_stage == "evaluation" else "evaluation" in computed)
     if "checkpoint" in computed:
         assert counts.optimiser_steps == done.of("checkpoint", "num_steps")
     else:
         assert counts.optimiser_steps == 0
 
-    counts.forwards = counts.optimiser_steps = 0
+    counts.start()
     reconciled.write()
     assert {actions(make_plan(defs, home))[stage] for stage in computed} == {"reuse"}
     back = change()

@@ -4,31 +4,15 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuitseer_assets import definitions
-from circuitseer_assets.settings import PROJECT_ROOT
-from jobs.run import run_job
+from jobs.run import PipelineFailedError, run_job
 from jobs.staleness import asset_graph_of, find_stale
 from jobs.sweep import Cell, format_sweep, run_sweep
 from resources.home import Home
 from tests.conftest import small_settings, write_settings
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("other")
-    source = PROJECT_ROOT / "models/tiny"
-    model = AutoModelForCausalLM.from_pretrained(source)
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data *= 1 + 0.01 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +35,8 @@ def defs(home: Home) -> dg.Definitions:
 
 @pytest.fixture(scope="module")
 def cells(defs: dg.Definitions, home: Home) -> dict[tuple[str, str], Cell]:
+    with pytest.raises(PipelineFailedError, match="corpus must be fresh before a sweep"):
+        run_sweep(defs, home)
     run_job(defs, home, "curate")
     return {(cell.base_model, cell.budget_fraction): cell for cell in run_sweep(defs, home)}
 

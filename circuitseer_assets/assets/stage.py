@@ -147,9 +147,13 @@ class StageRun:
         Raises:
             ArtifactError: it has none.
         """
-        for ancestor in self.home.warehouse.lineage(artifact.artifact_id):
-            if ancestor.stage == stage:
-                return ancestor
+        level = [artifact]
+        while level:
+            parents = [self.home.warehouse.find_artifact(i) for a in level for i in a.parents]
+            level = [parent for parent in parents if parent is not None]
+            for ancestor in level:
+                if ancestor.stage == stage:
+                    return ancestor
         raise ArtifactError(f"{artifact.artifact_id} must have an ancestor of stage {stage}")
 
     def folder(self, artifact: Artifact) -> Path:

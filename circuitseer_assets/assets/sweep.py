@@ -15,12 +15,11 @@ from circuitseer_assets.assets import checkpoint, head_ranking, sample_scores, s
 from circuitseer_assets.assets import evaluation as evaluation_stage
 from circuitseer_assets.assets.slices import settings_key
 from circuitseer_assets.assets.stage import StageRun
-from circuitseer_assets.settings import SweepSettings
+from circuitseer_assets.errors import ArtifactError
+from circuitseer_assets.settings import MODEL_IN_USE, SweepSettings
 from resources.home import Home
 
 GROUP = "sweep"
-IN_USE = "in_use"
-"""The partition of the base model that the settings name."""
 MODEL, BUDGET = "base_model", "budget_fraction"
 
 
@@ -43,7 +42,10 @@ def make_sweep(settings: SweepSettings) -> list[dg.AssetsDefinition]:
             changes["selection"] = {**selection, "budget": {"fraction": float(keys[BUDGET])}}
         partitions = dict.fromkeys(("head_ranking", "sample_scores"), keys[MODEL])
         partitions |= dict.fromkeys(("subset", "checkpoint"), context.partition_key)
-        return StageRun.of_cell(context, home, changes, partitions, *slices)
+        run = StageRun.of_cell(context, home, changes, partitions, *slices)
+        if BUDGET in keys:
+            _ensure_same_model(run, context.partition_key)
+        return run
 
     @dg.asset(
         key=["sweep", "head_ranking"],
@@ -136,12 +138,26 @@ def make_sweep(settings: SweepSettings) -> list[dg.AssetsDefinition]:
     ]
 
 
+def _ensure_same_model(run: StageRun, cell: str) -> None:
+    """Returns if the cell's scores are by the cell's model, which may have changed since.
+
+    Raises:
+        ArtifactError: they are by another.
+    """
+    scores = run.parent("sample_scores")
+    if scores.settings["model_digest"] != run.home.model_identity()["model_digest"]:
+        raise ArtifactError(
+            f"the scores of {cell} must be by its own base model, got {scores.artifact_id} by "
+            f"{scores.settings['model_digest']}; materialise sweep/sample_scores of it first"
+        )
+
+
 def partitions_of(
     settings: SweepSettings,
 ) -> tuple[dg.StaticPartitionsDefinition, dg.MultiPartitionsDefinition]:
     """Returns the partitions by base model, and the cells: by base model and budget."""
-    models = dg.StaticPartitionsDefinition([IN_USE, *settings.base_models])
-    budgets = dg.StaticPartitionsDefinition([f"{b:g}" for b in settings.budget_fractions])
+    models = dg.StaticPartitionsDefinition([MODEL_IN_USE, *settings.base_models])
+    budgets = dg.StaticPartitionsDefinition([repr(b) for b in settings.budget_fractions])
     return models, dg.MultiPartitionsDefinition({MODEL: models, BUDGET: budgets})
 
 

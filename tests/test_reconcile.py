@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -430,6 +431,7 @@ def serving(home: Home, log: Path) -> Iterator[str]:
             cwd=PROJECT_ROOT,
             stdout=file,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + 120
@@ -444,7 +446,11 @@ def serving(home: Home, log: Path) -> Iterator[str]:
         yield address
     finally:
         server.terminate()
-        server.wait(timeout=60)
+        try:
+            server.wait(timeout=60)
+        except subprocess.TimeoutExpired:  # its daemon may be in the midst of a long tick
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
 
 
 def ask(address: str, query: str, **variables: Any) -> Any:

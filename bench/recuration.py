@@ -59,7 +59,7 @@ class Watch:
         with contextlib.ExitStack() as stack:
             for asset in (ranking_asset, scores_asset):
                 name = asset.__name__.rpartition(".")[2]
-                load = self._timed(name, asset.load_language_model)  # type: ignore[attr-defined]
+                load = self._timed(name, asset.load_language_model)
                 stack.enter_context(mock.patch.object(asset, "load_language_model", load))
             rank, score = head_ranking.rank_heads, sample_scores.score_samples
             ranked = self._ranked(rank)
@@ -142,20 +142,22 @@ def measure(name: str, num_rows: int, folder: Path) -> dict[str, Any]:
     watch = Watch()
     with watch.watching():
         first = run_job(defs, home, "curate")
+        if not watch.forwards or not watch.rows_scored:
+            raise RuntimeError("the first curation must be seen to rank and score, and was not")
         full_s = sum(seconds_of(first.run_id, CURATE).values()) - sum(watch.load_s.values())
         log.info("curated in %.1f s; pool %d", full_s, first.of("pool", "num_samples"))
 
         watch.start()
         write_settings(home.folder, settings, corpus, fraction=0.12)
         budget = reconcile(defs, home)
-        budget_s = sum(seconds_of(run, CURATE).get("subset", 0.0) for run in budget.run_ids)
+        budget_s = step_seconds(budget.run_ids, "subset")
         budget_forwards = watch.forwards
         log.info("budget changed: %.2f s, computed %s", budget_s, budget.computed)
 
         watch.start()
         corpus.write_text("".join(rows))
         grown = reconcile(defs, home)
-        scoring_s = sum(seconds_of(run, CURATE).get("sample_scores", 0.0) for run in grown.run_ids)
+        scoring_s = step_seconds(grown.run_ids, "sample_scores")
         scoring_s -= watch.load_s["sample_scores"]
         log.info("%d new rows: %.2f s, computed %s", num_new, scoring_s, grown.computed)
     num_pool = grown.of("pool", "num_samples")
@@ -195,7 +197,7 @@ def make_rows(settings: Settings, count: int) -> list[str]:
     columns = columns_of(more)
     lines: dict[str, str] = {}
     for _, _, row in read_rows(more):
-        prompt, response = row[columns.prompt], row[columns.response]  # type: ignore[index]
+        prompt, response = row[columns.prompt], row[columns.response]
         lines.setdefault(prompt, json.dumps({"prompt": prompt, "response": response}) + "\n")
     return list(lines.values())[:count]
 
@@ -210,6 +212,14 @@ def write_settings(home: Path, settings: Settings, corpus: Path, *, fraction: fl
     }
     values["selection"]["budget"] = {"fraction": fraction}
     (home / "settings.yaml").write_text(yaml.safe_dump({**values, **SHORT}))
+
+
+def step_seconds(run_ids: Sequence[str], step: str) -> float:
+    """Returns how long a step took in these runs, of which at least one must have it."""
+    times = [times[step] for run in run_ids if step in (times := seconds_of(run, CURATE))]
+    if not times:
+        raise RuntimeError(f"{step} must have run after the change, and did not")
+    return sum(times)
 
 
 def seconds_of(run_id: str, steps: Sequence[str]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """When Dagster's daemon makes something by itself: conditions, schedules and sensors.
 
-All of them are off until somebody switches them on. What they make is what `reconcile` would make
-next: unchanged content stops them, and nothing is trained on a subset that is about to change.
+All of them are off until somebody switches them on. What they make is stale as `reconcile` sees it,
+with nothing stale above it: nothing is trained on a subset that is about to change.
 """
 
 import datetime

@@ -8,6 +8,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 BIN := .venv/bin
 READY := .venv/.ready
 CIRCUITSEER := $(BIN)/circuitseer
+# Files of tests side by side, each on one thread: most of them wait on Dagster, not on the model.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 # PRESET, CORPUS and EVAL become options only where they are given.
 OVERRIDES := $(if $(PRESET),--preset "$(PRESET)") $(if $(CORPUS),--corpus "$(CORPUS)") \
 	$(if $(EVAL),--eval "$(EVAL)")
@@ -48,10 +51,10 @@ bench: $(READY)  ## every measurement, about an hour; writes bench/RESULTS.md
 	$(BIN)/python -m bench.run_all
 
 test: $(READY)  ## the tests, without the long ones
-	$(BIN)/pytest -m "not long"
+	$(PYTEST) -m "not long"
 
 test-long: $(READY)  ## the tests that take minutes
-	$(BIN)/pytest -m long
+	$(PYTEST) -m long
 
 check: lint types contracts sql dbt test  ## everything that must hold before a commit
 

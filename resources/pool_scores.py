@@ -76,8 +76,11 @@ def share_scores(warehouse: Warehouse, scorer_id: str, pool: Path) -> int:
     prompt alone: one that reads the response has something else to say of each.
     """
     params = {"scorer_id": scorer_id, "pool": str(pool)}
-    scores = warehouse.query(_SHARED_SCORES, params)
-    reasons = warehouse.query(_SHARED_REASONS, params)
+    with warehouse.connect(read_only=True) as connection:
+        scores = connection.sql(_SHARED_SCORES, params=params).to_arrow_table()
+        reasons = connection.sql(_SHARED_REASONS, params=params).to_arrow_table()
+    if not scores.num_rows and not reasons.num_rows:
+        return 0
     return warehouse.append_scores(scorer_id, scores, reasons)
 
 

@@ -57,6 +57,14 @@ def test_overrides_are_written_to_the_home_and_are_then_in_use(home: Path, tmp_p
     assert (home / "settings.yaml").read_bytes() == before
 
 
+def test_another_presets_home_is_refused_and_left_as_it_is(home: Path) -> None:
+    write_overrides("tiny", None, None)
+    before = (home / "settings.yaml").read_bytes()
+    with pytest.raises(SettingsError, match=r"PRESET must be .*in use.* tiny, got 'smollm2'"):
+        home_of("smollm2")
+    assert (home / "settings.yaml").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("preset", "corpus", "evaluation", "message"),
     [

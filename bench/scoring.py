@@ -197,7 +197,7 @@ def measure_memory(name: str) -> dict[str, dict[int, float]]:
 def _run_for_memory(name: str, side: str, length: int, sender: Any) -> None:
     model = load_model(name)
     heads, texts = pinned_heads(name), make_texts(name, model, length)
-    texts = texts[: max(1, MAX_BATCH_TOKENS // length)]
+    texts = texts[:1]
     short = [TokenizedText("short", text.input_ids[:64], (0, 64), 64) for text in texts[:1]]
     run: Callable[[Sequence[TokenizedText]], object] = (
         (lambda texts: score(model, heads, texts))

@@ -71,11 +71,12 @@ def _result(
 def scores_are_finite_and_differ(
     context: dg.AssetCheckExecutionContext, home: Home
 ) -> dg.AssetCheckResult:
-    """No score is NaN or infinite, and not all are the same."""
-    _, folder = _latest(context, home, "sample_scores")
+    """No score is NaN or infinite, and not all are the same unless they are meant to be."""
+    artifact, folder = _latest(context, home, "sample_scores")
     scores = pq.read_table(folder / "scores.parquet")["score"].to_pylist()
     not_finite = sum(not math.isfinite(score) for score in scores)
-    constant = len(scores) > 1 and min(scores) == max(scores)
+    is_meant = artifact.settings["scoring"]["scorer"] == "random"
+    constant = len(scores) > 1 and min(scores) == max(scores) and not is_meant
     return _result(
         not_finite == 0 and not constant,
         f"{not_finite} of {len(scores)} scores are not finite"

@@ -21,6 +21,10 @@ class ModelError(CircuitSeerError):
     """A model cannot be loaded, or its architecture is not supported."""
 
 
+class NotApplicableError(ModelError):
+    """A scorer needs something that this base model or corpus does not have."""
+
+
 class WarehouseError(CircuitSeerError):
     """The warehouse cannot be opened, or what it holds breaks a rule."""
 

@@ -25,6 +25,8 @@ STAGES = (
 CONFIRMATION_LEVEL = 0.05
 # Beyond this rank correlation with the prompt's length, in size, a score ranks mostly by length.
 MAX_LENGTH_CORRELATION = 0.6
+# The column in which a generated corpus says of a row that its solution was planted wrong.
+PLANTED_NOISE_COLUMN = "is_planted_noise"
 
 
 def digest_of(value: Any) -> str:
@@ -160,11 +162,15 @@ class HeadRanking:
 
 @dataclass(frozen=True, slots=True)
 class SampleScore:
-    """The score of one sample's prompt; `num_tokens` are the tokens the score was taken over."""
+    """The score of one sample's prompt; `num_tokens` are the tokens the score was taken over.
+
+    `is_truncated` says that what the model read was cut.
+    """
 
     sample_id: str
     score: float
     num_tokens: int
+    is_truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,11 +282,12 @@ class HeadRankingSettings(_Frozen):
 
 
 class ScoringSettings(_Frozen):
-    """Which reading of the heads' attention is the score.
+    """What the score is: a scorer of the registry and, for `attention`, the reading.
 
     How heads and query positions are averaged is not found in the summaries read.
     """
 
+    scorer: Text = "attention"
     reading: Literal["attention_variance", "attention_cv2", "attention_lift"] = "attention_variance"
     queries: Literal["all", "last"] = "all"
     tokens: Literal["all", "content"] = "all"
@@ -329,7 +330,7 @@ class SelectionSettings(_Frozen):
     power: Annotated[float, Field(ge=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] = 1.0
     debias: Literal["none", "length"] = "none"
-    sampling: Literal["exponential", "pareto"] = "exponential"
+    sampling: Literal["exponential", "pareto", "top"] = "exponential"
     seed: Seed = 0
 
 

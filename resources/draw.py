@@ -56,6 +56,14 @@ limit $num_samples
 """
 )
 
+_TOP = """
+select sample_id, score, weight, -weight as sampling_key, 1::double as inclusion_probability
+from candidates
+where weight > 0
+order by sampling_key, sample_id
+limit $num_samples
+"""
+
 _PARETO = (
     _NUMBERED.format(columns="sample_id, score, weight, target")
     + """
@@ -77,7 +85,9 @@ select
     min(running) as num_first_tokens
 from (
     select sum(num_tokens) over (
-        order by -ln(u) / weight, sample_id rows unbounded preceding
+        order by
+            case when $is_top then -weight else -ln(u) / weight end, sample_id
+            rows unbounded preceding
     ) as running
     from numbered
 )
@@ -108,16 +118,17 @@ def draw_subset(candidates: Path | pa.Table, settings: SelectionSettings) -> pa.
     try:
         _register(connection, candidates)
         num_pool, num_drawable = _check_candidates(connection)
-        params: dict[str, Any] = {"seed": str(settings.seed)}
         if settings.budget.tokens is None:
             num_samples = resolve_num_samples(settings.budget, num_pool, num_drawable)
         else:
-            num_samples = _count_within_tokens(connection, settings.budget.tokens, params)
+            num_samples = _count_within_tokens(connection, settings.budget.tokens, settings)
         if settings.sampling == "pareto":
             _add_targets(connection, num_samples)
-        sql = _PARETO if settings.sampling == "pareto" else _EXPONENTIAL
-        drawn = connection.sql(sql, params={**params, "num_samples": num_samples})
-        return drawn.to_arrow_table()
+        params: dict[str, Any] = {"num_samples": num_samples}
+        if settings.sampling != "top":
+            params["seed"] = str(settings.seed)
+        sql = {"exponential": _EXPONENTIAL, "pareto": _PARETO, "top": _TOP}[settings.sampling]
+        return connection.sql(sql, params=params).to_arrow_table()
     except duckdb.Error as error:
         reason = " ".join(str(error).split())
         raise WarehouseError(f"the pool cannot be drawn from: {reason}") from error
@@ -156,15 +167,18 @@ def _check_candidates(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
 
 
 def _count_within_tokens(
-    connection: duckdb.DuckDBPyConnection, num_tokens: int, params: dict[str, Any]
+    connection: duckdb.DuckDBPyConnection, num_tokens: int, settings: SelectionSettings
 ) -> int:
     total = connection.execute(
         "select coalesce(sum(num_tokens), 0) from candidates where weight > 0"
     ).fetchall()[0][0]
     check_token_budget(num_tokens, int(total))
-    num_samples, num_first_tokens = connection.execute(
-        _COUNT_WITHIN_TOKENS, {**params, "num_tokens": num_tokens}
-    ).fetchall()[0]
+    params = {
+        "seed": str(settings.seed),
+        "num_tokens": num_tokens,
+        "is_top": settings.sampling == "top",
+    }
+    num_samples, num_first_tokens = connection.execute(_COUNT_WITHIN_TOKENS, params).fetchall()[0]
     if num_samples == 0:
         raise refuse_empty_draw(num_tokens, int(num_first_tokens))
     return int(num_samples)

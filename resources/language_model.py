@@ -83,6 +83,11 @@ class LanguageModel:
             whole = ids + self._encode(reply, special=False)[0]
         return TokenizedText(sample_id, tuple(whole), content, len(ids))
 
+    def find_token(self, text: str) -> int | None:
+        """Returns the id of the token whose text is exactly this; None where it takes several."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return int(ids[0]) if len(ids) == 1 and self.tokenizer.decode(ids) == text else None
+
     def _encode(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         encoded = self.tokenizer(
             text, add_special_tokens=special, return_offsets_mapping=True, verbose=False

@@ -108,7 +108,11 @@ def score_rows(scores: Iterable[tuple[str, float]]) -> pa.Table:
 
 
 def put_scores(
-    place: Workplace, scores: Iterable[tuple[str, float]] = tuple(SCORES.items()), **metadata: Any
+    place: Workplace,
+    scores: Iterable[tuple[str, float]] = tuple(SCORES.items()),
+    *,
+    scorer: str = "attention",
+    **metadata: Any,
 ) -> None:
     if "pool" not in place.latest:
         put_pool(place)
@@ -116,7 +120,7 @@ def put_scores(
         "sample_scores",
         lambda folder: pq.write_table(score_rows(scores), folder / "scores.parquet"),
         parents=["pool"],
-        settings={"scorer_id": SCORER},
+        settings={"scorer_id": SCORER, "scoring": {"scorer": scorer}},
         **metadata,
     )
 
@@ -139,6 +143,11 @@ def test_a_score_that_is_not_finite_fails(place: Workplace, bad: float) -> None:
 def test_constant_scores_fail(place: Workplace) -> None:
     put_scores(place, [(sample_id, 0.25) for sample_id in IDS])
     assert fails(place.evaluate(checks.scores_are_finite_and_differ), "all scores are equal")
+
+
+def test_constant_scores_pass_where_the_draw_alone_is_to_decide(place: Workplace) -> None:
+    put_scores(place, [(sample_id, 1.0) for sample_id in IDS], scorer="random")
+    assert place.evaluate(checks.scores_are_finite_and_differ).passed
 
 
 def explain(place: Workplace, *sample_ids: str, scorer_id: str = SCORER) -> None:

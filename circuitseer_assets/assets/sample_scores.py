@@ -19,8 +19,16 @@ from circuitseer_assets.method.figures import (
     spearman,
     to_markdown_image,
 )
+from circuitseer_assets.method.scorers import find_scorer, reads_response
 from circuitseer_assets.method.tables import format_samples_table
-from circuitseer_assets.records import HeadId, SampleScore, TokenizedText, UnscoredSample, digest_of
+from circuitseer_assets.records import (
+    Artifact,
+    HeadId,
+    Sample,
+    SampleScore,
+    UnscoredSample,
+    digest_of,
+)
 from circuitseer_assets.settings import Settings
 from resources.home import Home
 from resources.language_model import LanguageModel, load_language_model
@@ -56,10 +64,7 @@ def make_sample_scores(run: StageRun) -> Materialised:
     pool, ranking = run.parent("pool"), run.parent("head_ranking")
     model_identity = run.home.model_identity()
     scoring = run.settings.slice("scoring")
-    heads = load_heads(run.folder(ranking))
-    scorer_id = digest_of(
-        ["scorer", CODE_VERSION, scoring, model_identity, [str(h) for h in heads.reasoning_heads]]
-    )
+    scorer_id = _identify_scorer(run, pool, ranking)
     scorer = PoolScorer(
         settings=run.settings,
         home=run.home,
@@ -77,6 +82,18 @@ def make_sample_scores(run: StageRun) -> Materialised:
         scorer.score_pool,
         code_version=CODE_VERSION,
     )
+
+
+def _identify_scorer(run: StageRun, pool: Artifact, ranking: Artifact) -> str:
+    """Returns the identity of everything a score depends on besides the sample."""
+    scorer = find_scorer(run.settings.scoring)
+    depends_on = ["scorer", CODE_VERSION, run.settings.slice("scoring"), run.home.model_identity()]
+    if scorer.uses_heads:
+        heads = load_heads(run.folder(ranking)).reasoning_heads
+        depends_on.append([str(head) for head in heads])
+    if scorer.compares_samples:
+        depends_on.append(pool.data_version)
+    return digest_of(depends_on)
 
 
 @dataclass(frozen=True)
@@ -98,10 +115,11 @@ class PoolScorer:
         self._share_scores()
         missing = missing_sample_ids(warehouse, self.scorer_id, self.pool)
         unmeasured = unmeasured_sample_ids(warehouse, self.tokenizer_id, self.pool)
+        num_truncated = 0
         if missing or unmeasured:
             base_model = load_language_model(self.settings.base_model, cache=self.home.models)
             self._measure_lengths(base_model, unmeasured)
-            self._score_samples(base_model, missing)
+            num_truncated = self._score_samples(base_model, missing)
         self._share_scores()
         scores = read_pool_scores(warehouse, self.scorer_id, self.tokenizer_id, self.pool)
         num_pool = pq.read_metadata(self.pool).num_rows
@@ -114,19 +132,20 @@ class PoolScorer:
         summary = {
             "num_scored": scores.num_rows,
             "num_scored_anew": len(missing),
+            "num_truncated_anew": num_truncated,
             "num_unscored": num_pool - scores.num_rows,
             "scorer_id": self.scorer_id,
             **summarise_scores(scores, self._texts_of),
         }
         return Made(data=["scores.parquet"], summary=summary)
 
-    @property
-    def _reads_response(self) -> bool:
-        return self.settings.scoring.span == "response"
-
     def _share_scores(self) -> None:
         if not self._reads_response:  # else equal prompts have scores of their own
             share_scores(self.home.warehouse, self.scorer_id, self.pool)
+
+    @property
+    def _reads_response(self) -> bool:
+        return reads_response(self.settings.scoring)
 
     def _measure_lengths(self, base_model: LanguageModel, sample_ids: set[str]) -> None:
         lengths = {}
@@ -136,21 +155,31 @@ class PoolScorer:
             lengths[sample.sample_id] = (text.response_start, num_response)
         self.home.warehouse.append_lengths(length_rows(self.tokenizer_id, lengths))
 
-    def _score_samples(self, base_model: LanguageModel, sample_ids: set[str]) -> None:
-        from circuitseer_assets.method.sample_scores import score_samples
+    def _score_samples(self, base_model: LanguageModel, sample_ids: set[str]) -> int:
+        """Returns how many of the samples were cut to what is read, after scoring them all."""
+        from circuitseer_assets.method.reader import Reader
 
-        results = score_samples(
-            base_model.model,
-            self._tokenize(base_model, sample_ids),
-            heads=self._choose_heads(base_model),
-            settings=self.settings.scoring,
+        scorer = find_scorer(self.settings.scoring)
+        reader = Reader(
+            model=base_model.model,
+            tokenize=base_model.tokenize,
+            heads=self._choose_heads(base_model) if scorer.uses_heads else (),
+            find_token=base_model.find_token,
             max_batch_tokens=self.settings.execution.max_batch_tokens,
         )
-        done = 0
+        # A scorer that compares samples needs them all, also those a killed run has committed.
+        wanted = self._pool_ids() if scorer.compares_samples else sample_ids
+        results = scorer.load()(reader, self._read_samples(wanted), self.settings.scoring)
+        done = num_truncated = 0
         for shard in _shards(results, self.settings.execution.shard_samples):
             commit_shard(self.home.warehouse, self.scorer_id, shard)
             done += len(shard)
-            self.report_progress(done, len(sample_ids))
+            num_truncated += sum(isinstance(r, SampleScore) and r.is_truncated for r in shard)
+            self.report_progress(done, len(wanted))
+        return num_truncated
+
+    def _pool_ids(self) -> set[str]:
+        return set(pq.read_table(self.pool, columns=["sample_id"])["sample_id"].to_pylist())
 
     def _choose_heads(self, base_model: LanguageModel) -> tuple[HeadId, ...]:
         from circuitseer_assets.method.sample_scores import choose_heads, find_retrieval_heads
@@ -170,14 +199,15 @@ class PoolScorer:
             retrieval_heads=retrieval,
         )
 
-    def _tokenize(self, base_model: LanguageModel, sample_ids: set[str]) -> Iterator[TokenizedText]:
+    def _read_samples(self, sample_ids: set[str]) -> Iterator[Sample]:
+        """Returns the samples, of those with equal prompts one, where the prompt alone is read."""
         prompts_seen: set[str] = set()
         for sample in read_samples(self.corpus, sample_ids=sample_ids):
-            if sample.prompt_id in prompts_seen and not self._reads_response:
-                continue
-            prompts_seen.add(sample.prompt_id)
-            response = sample.response if self._reads_response else None
-            yield base_model.tokenize(sample.sample_id, sample.messages, response)
+            if self._reads_response:
+                yield sample
+            elif sample.prompt_id not in prompts_seen:
+                prompts_seen.add(sample.prompt_id)
+                yield sample
 
     def _texts_of(self, sample_ids: Iterable[str]) -> dict[str, str]:
         samples = read_samples(self.corpus, sample_ids=set(sample_ids))

@@ -6,13 +6,13 @@ made it or another cell did.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import dagster as dg
 
-from circuitseer_assets.assets import checkpoint, head_ranking, sample_scores, subset
-from circuitseer_assets.assets import evaluation as evaluation_stage
+from circuitseer_assets.assets import checkpoint, evaluation, head_ranking, sample_scores, subset
 from circuitseer_assets.assets.slices import settings_key
 from circuitseer_assets.assets.stage import StageRun
 from circuitseer_assets.errors import ArtifactError
@@ -30,112 +30,107 @@ def make_sweep(settings: SweepSettings) -> list[dg.AssetsDefinition]:
         # The pinned dagster has it, and the tests see it work: nothing a user has to be told.
         warnings.simplefilter("ignore", dg.BetaWarning)
         of_the_model = dg.MultiToSingleDimensionPartitionMapping(MODEL)
-
-    def run_of(context: dg.AssetExecutionContext, home: Home, *slices: str) -> StageRun:
-        keys = _keys_of(context.partition_key)
-        named = settings.base_models.get(keys[MODEL])
-        changes: dict[str, Any] = {}
-        if named is not None:
-            changes["base_model"] = named.model_dump(mode="json")
-        if BUDGET in keys:
-            selection = home.settings().slice("selection")
-            changes["selection"] = {**selection, "budget": {"fraction": float(keys[BUDGET])}}
-        partitions = dict.fromkeys(("head_ranking", "sample_scores"), keys[MODEL])
-        partitions |= dict.fromkeys(("subset", "checkpoint"), context.partition_key)
-        run = StageRun.of_cell(context, home, changes, partitions, *slices)
-        if BUDGET in keys:
-            _ensure_same_model(run, context.partition_key)
-        return run
-
-    @dg.asset(
-        key=["sweep", "head_ranking"],
-        group_name=GROUP,
-        partitions_def=models,
-        kinds={"pytorch", "duckdb"},
-        deps=["probe_set", settings_key("base_model"), settings_key("head_ranking")],
-        code_version=head_ranking.CODE_VERSION,
-        description="The ranking of one base model's heads.",
-    )
-    def sweep_head_ranking(
-        context: dg.AssetExecutionContext, home: Home
-    ) -> dg.MaterializeResult[Any]:
-        run = run_of(context, home, "base_model", "head_ranking")
-        return run.result(head_ranking.make_head_ranking(run))
-
-    @dg.asset(
-        key=["sweep", "sample_scores"],
-        group_name=GROUP,
-        partitions_def=models,
-        kinds={"pytorch", "duckdb"},
-        deps=["pool", sweep_head_ranking, settings_key("base_model"), settings_key("scoring")],
-        code_version=sample_scores.CODE_VERSION,
-        description="The pool's scores by one base model.",
-    )
-    def sweep_sample_scores(
-        context: dg.AssetExecutionContext, home: Home
-    ) -> dg.MaterializeResult[Any]:
-        run = run_of(context, home, "base_model", "scoring")
-        return run.result(sample_scores.make_sample_scores(run))
-
-    @dg.asset(
-        key=["sweep", "subset"],
-        group_name=GROUP,
-        partitions_def=cells,
-        kinds={"duckdb"},
-        deps=[
-            dg.AssetDep(sweep_sample_scores, partition_mapping=of_the_model),
-            settings_key("selection"),
-        ],
-        code_version=subset.CODE_VERSION,
-        description="The subset of one budget, drawn by one base model's scores.",
-    )
-    def sweep_subset(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
-        run = run_of(context, home, "selection")
-        return run.result(subset.make_subset(run))
-
-    @dg.asset(
-        key=["sweep", "checkpoint"],
-        group_name=GROUP,
-        partitions_def=cells,
-        kinds={"pytorch", "mlflow"},
-        deps=[sweep_subset, settings_key("base_model"), settings_key("training")],
-        code_version=checkpoint.CODE_VERSION,
-        description="One base model, fine-tuned on the subset of one budget.",
-    )
-    def sweep_checkpoint(
-        context: dg.AssetExecutionContext, home: Home
-    ) -> dg.MaterializeResult[Any]:
-        run = run_of(context, home, "base_model", "training")
-        return run.result(checkpoint.make_checkpoint(run))
-
-    @dg.asset(
-        key=["sweep", "evaluation"],
-        group_name=GROUP,
-        partitions_def=cells,
-        kinds={"pytorch"},
-        deps=[
-            sweep_checkpoint,
-            settings_key("base_model"),
-            settings_key("decontamination"),
-            settings_key("evaluation"),
-        ],
-        code_version=evaluation_stage.CODE_VERSION,
-        description="Pass@1 of one cell, before and after fine-tuning.",
-    )
-    def sweep_evaluation(
-        context: dg.AssetExecutionContext, home: Home
-    ) -> dg.MaterializeResult[Any]:
-        return evaluation_stage.show_evaluations(
-            run_of(context, home, "base_model", "decontamination", "evaluation")
-        )
-
     return [
-        sweep_head_ranking,
-        sweep_sample_scores,
-        sweep_subset,
-        sweep_checkpoint,
-        sweep_evaluation,
+        _make_asset(
+            settings,
+            head_ranking,
+            models,
+            kinds={"pytorch", "duckdb"},
+            upstream=["probe_set"],
+            slices=["base_model", "head_ranking"],
+            show=lambda run: run.result(head_ranking.make_head_ranking(run)),
+            description="The ranking of one base model's heads.",
+        ),
+        _make_asset(
+            settings,
+            sample_scores,
+            models,
+            kinds={"pytorch", "duckdb"},
+            upstream=["pool", dg.AssetKey([GROUP, "head_ranking"])],
+            slices=["base_model", "scoring"],
+            show=lambda run: run.result(sample_scores.make_sample_scores(run)),
+            description="The pool's scores by one base model.",
+        ),
+        _make_asset(
+            settings,
+            subset,
+            cells,
+            kinds={"duckdb"},
+            upstream=[
+                dg.AssetDep(dg.AssetKey([GROUP, "sample_scores"]), partition_mapping=of_the_model)
+            ],
+            slices=["selection"],
+            show=lambda run: run.result(subset.make_subset(run)),
+            description="The subset of one budget, drawn by one base model's scores.",
+        ),
+        _make_asset(
+            settings,
+            checkpoint,
+            cells,
+            kinds={"pytorch", "mlflow"},
+            upstream=[dg.AssetKey([GROUP, "subset"])],
+            slices=["base_model", "training"],
+            show=lambda run: run.result(checkpoint.make_checkpoint(run)),
+            description="One base model, fine-tuned on the subset of one budget.",
+        ),
+        _make_asset(
+            settings,
+            evaluation,
+            cells,
+            kinds={"pytorch", "duckdb"},
+            upstream=[dg.AssetKey([GROUP, "checkpoint"])],
+            slices=["base_model", "decontamination", "evaluation"],
+            show=evaluation.show_evaluations,
+            description="Pass@1 of one cell, before and after fine-tuning.",
+        ),
     ]
+
+
+def _make_asset(
+    settings: SweepSettings,
+    stage: ModuleType,
+    partitions: dg.PartitionsDefinition[Any],
+    *,
+    upstream: Sequence[Any],
+    kinds: set[str],
+    slices: Sequence[str],
+    show: Callable[[StageRun], dg.MaterializeResult[Any]],
+    description: str,
+) -> dg.AssetsDefinition:
+    """Returns the sweep's asset of a stage: `show` makes it and says what was made."""
+    name = stage.__name__.rpartition(".")[2]
+
+    @dg.asset(
+        key=[GROUP, name],
+        group_name=GROUP,
+        partitions_def=partitions,
+        kinds=kinds,
+        deps=[*upstream, *(settings_key(slice_) for slice_ in slices)],
+        code_version=stage.CODE_VERSION,
+        description=description,
+    )
+    def swept(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
+        return show(_run_of(context, home, settings, slices))
+
+    return swept
+
+
+def _run_of(
+    context: dg.AssetExecutionContext, home: Home, settings: SweepSettings, slices: Sequence[str]
+) -> StageRun:
+    keys = _keys_of(context.partition_key)
+    changes: dict[str, Any] = {}
+    if keys[MODEL] != MODEL_IN_USE:
+        changes["base_model"] = settings.base_models[keys[MODEL]].model_dump(mode="json")
+    if BUDGET in keys:
+        selection = home.settings().slice("selection")
+        changes["selection"] = {**selection, "budget": {"fraction": float(keys[BUDGET])}}
+    partitions = dict.fromkeys(("head_ranking", "sample_scores"), keys[MODEL])
+    partitions |= dict.fromkeys(("subset", "checkpoint"), context.partition_key)
+    run = StageRun.of_cell(context, home, changes, partitions, *slices)
+    if BUDGET in keys:
+        _ensure_same_model(run, context.partition_key)
+    return run
 
 
 def _ensure_same_model(run: StageRun, cell: str) -> None:

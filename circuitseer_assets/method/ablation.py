@@ -32,27 +32,26 @@ from circuitseer_assets.method.attention import (
     intercept_attention,
     uniform_output,
 )
+from circuitseer_assets.method.response_loss import next_token_losses
 from circuitseer_assets.records import HeadId, TokenizedText
 
 AblationKind = Literal["uniform", "zero", "mean"]
 Ablation = AbstractSet[HeadId]
 """The heads that are ablated together."""
 
-_NORM_NAMES = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
-_LOGIT_ROWS = 128
+_LAYER_NAMES = ("layers", "h")
+_NORM_NAMES = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "layer_norm")
 # On a CPU a batch with more numbers than this in one hidden state leaves the cache, and is slower.
 _CPU_HIDDEN_NUMBERS = 600_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderParts:
-    """What a restart needs of a model: its layers, and what turns their output into logits."""
+    """What a restart needs of a model: its layers, and the norm between the last and the head."""
 
     model: PreTrainedModel
     layers: tuple[nn.Module, ...]
     norm: nn.Module
-    head: nn.Module
-    softcap: float | None
     num_heads: int
 
     @property
@@ -79,16 +78,13 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
     """
     shape = ensure_supported(model)
     decoder = decoder_of(model)
-    layers = getattr(decoder, "layers", None)
+    layers = next((getattr(decoder, n) for n in _LAYER_NAMES if hasattr(decoder, n)), None)
     norm = next((getattr(decoder, n) for n in _NORM_NAMES if hasattr(decoder, n)), None)
     head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if layers is None or norm is None or head is None:
         missing = "layers" if layers is None else "final norm" if norm is None else "output head"
         raise _cannot_restart(model, f"its {missing} cannot be found")
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return DecoderParts(
-        model, tuple(layers[: shape.num_layers]), norm, head, softcap, shape.num_heads
-    )
+    return DecoderParts(model, tuple(layers[: shape.num_layers]), norm, shape.num_heads)
 
 
 @torch.inference_mode()
@@ -263,15 +259,8 @@ def _loss_nats(parts: DecoderParts, hidden: Tensor, text: TokenizedText) -> Tens
     targets = torch.tensor(text.input_ids[start:], device=hidden.device)  # (R,)
     states = parts.norm(hidden[:, start - 1 : -1])  # (B, R, C)
     batch, length, width = states.shape
-    flat, wanted = states.reshape(-1, width), targets.repeat(batch)
-    losses = []
-    for first in range(0, batch * length, _LOGIT_ROWS):
-        rows = slice(first, first + _LOGIT_ROWS)
-        logits = parts.head(flat[rows]).float()
-        if parts.softcap is not None:
-            logits = (logits / parts.softcap).tanh() * parts.softcap
-        losses.append(nn.functional.cross_entropy(logits, wanted[rows], reduction="none"))
-    return torch.cat(losses).view(batch, length).double().mean(-1)
+    losses = next_token_losses(parts.model, states.reshape(-1, width), targets.repeat(batch))
+    return losses.view(batch, length).double().mean(-1)
 
 
 @torch.inference_mode()

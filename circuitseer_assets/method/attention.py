@@ -269,7 +269,11 @@ def ensure_supported(model: PreTrainedModel) -> AttentionShape:
         ModelError: the architecture is not supported; names it and the reason.
     """
     config = model.config.get_text_config()
-    shape = AttentionShape(config.num_hidden_layers, config.num_attention_heads)
+    num_layers = getattr(config, "num_hidden_layers", None)
+    num_heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(num_layers, int) or not isinstance(num_heads, int):
+        raise _unsupported(model, "its configuration names no layers or no attention heads")
+    shape = AttentionShape(num_layers, num_heads)
     if not model._can_set_attn_implementation():
         raise _unsupported(model, "it does not use transformers' attention interface")
     if not model._supports_sdpa:
@@ -286,7 +290,7 @@ def ensure_supported(model: PreTrainedModel) -> AttentionShape:
     try:
         with torch.inference_mode(), intercept_attention(model, check):
             model(input_ids=tokens, use_cache=False)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise _unsupported(model, " ".join(str(error).split())) from error
     if sorted(seen) != list(range(shape.num_layers)):
         missing = sorted(set(range(shape.num_layers)) - set(seen)) or sorted(seen)

@@ -41,7 +41,10 @@ An effect that is not measured is NaN.
 
 @dataclass(slots=True)
 class Progress:
-    """How many ablations are done, of how many as far as is known; told to `report`."""
+    """How many ablations are done, of how many as far as is known; told to `report`.
+
+    What an earlier run has measured counts as neither: rate and remaining time are this run's.
+    """
 
     report: ReportProgress
     total: int
@@ -103,7 +106,7 @@ class Laboratory:
         by_layer = np.stack([self.journal.get(key, unknown) for key in layer_keys])  # (L, H)
         effects = by_layer.reshape(-1)  # a view: what is written here is there as well
         missing = np.flatnonzero(which & np.isnan(effects))
-        progress.advance(int(which.sum()) - len(missing))
+        progress.total -= int(which.sum()) - len(missing)
         if len(missing) == 0 and clean_key in self.journal:
             return float(self.journal[clean_key][0]), effects
         clean = run_clean(self.parts, text, max_cached_layers=self.max_cached_layers)
@@ -129,12 +132,14 @@ class Laboratory:
         effects = []
         for text in texts:
             key = f"{text.sample_id}:joint"
-            if key not in self.journal:
+            if key in self.journal:
+                progress.total -= len(ablations)
+            else:
                 clean = run_clean(self.parts, text, max_cached_layers=self.max_cached_layers)
                 losses = self._ablate(clean, ablations, None)
                 self.journal[key] = np.array(losses) - clean.loss_nats
+                progress.advance(len(ablations))
             effects.append(self.journal[key])
-            progress.advance(len(ablations))
         return np.stack(effects, axis=1)
 
     def _ablate(

@@ -28,11 +28,30 @@ from circuitseer_assets.method.attention import (
     num_queries_seeing,
     received_attention,
 )
-from circuitseer_assets.records import HeadId, SampleScore, TokenizedText, UnscoredSample
+from circuitseer_assets.method.batches import WINDOW_SAMPLES, batch_by_length, padded_ids
+from circuitseer_assets.method.reader import Reader
+from circuitseer_assets.records import (
+    HeadId,
+    Sample,
+    SampleScore,
+    TokenizedText,
+    UnscoredSample,
+)
 from circuitseer_assets.settings import ScoringSettings
 
-WINDOW_SAMPLES = 512
-"""How many texts are looked ahead to form batches of like lengths."""
+
+def score_by_attention(
+    reader: Reader, samples: Iterable[Sample], settings: ScoringSettings
+) -> Iterator[SampleScore | UnscoredSample]:
+    """Returns how unevenly the attention of the reader's heads is spread, as `score_samples`."""
+    with_response = settings.span == "response"
+    return score_samples(
+        reader.model,
+        (reader.read(sample, with_response=with_response) for sample in samples),
+        heads=reader.heads,
+        settings=settings,
+        max_batch_tokens=reader.max_batch_tokens,
+    )
 
 
 def score_samples(
@@ -91,7 +110,7 @@ def score_samples(
                 yield reading
             else:
                 readable.append(reading)
-        for batch in _batches(readable, max_batch_tokens):
+        for batch in batch_by_length(readable, max_batch_tokens):
             yield from _score_batch(model, batch, heads, settings)
 
 
@@ -106,6 +125,7 @@ class _ToRead:
     input_ids: tuple[int, ...]
     queries: tuple[int, int]
     keys: tuple[int, int]
+    is_truncated: bool
 
 
 def _to_read(
@@ -116,6 +136,7 @@ def _to_read(
     if len(ids) > limit and settings.long_prompts == "quarantine":
         detail = f"{len(ids)} tokens, at most {limit} can be scored"
         return UnscoredSample(text.sample_id, "too_long", detail)
+    is_truncated = len(ids) > limit
     ids = ids[:limit]
     if not prompt_only:
         start, stop = text.response_start, len(ids)
@@ -127,23 +148,12 @@ def _to_read(
     if stop - start < settings.min_tokens:
         return _too_few(text.sample_id, stop - start, settings)
     first_query = stop - 1 if settings.queries == "last" else start
-    return _ToRead(text.sample_id, ids, (first_query, stop), (start, stop))
+    return _ToRead(text.sample_id, ids, (first_query, stop), (start, stop), is_truncated)
 
 
 def _too_few(sample_id: str, usable: int, settings: ScoringSettings) -> UnscoredSample:
     detail = f"{usable} usable tokens, at least {settings.min_tokens} are needed"
     return UnscoredSample(sample_id, "too_few_tokens", detail)
-
-
-def _batches(texts: Sequence[_ToRead], max_batch_tokens: int) -> Iterator[list[_ToRead]]:
-    batch: list[_ToRead] = []
-    for text in sorted(texts, key=lambda text: (len(text.input_ids), text.sample_id)):
-        if batch and (len(batch) + 1) * len(text.input_ids) > max_batch_tokens:
-            yield batch
-            batch = []
-        batch.append(text)
-    if batch:
-        yield batch
 
 
 # what the heads do with it ------------------------------------------------------------------------
@@ -181,12 +191,9 @@ def _read(
     heads: Sequence[HeadId],
     settings: ScoringSettings,
 ) -> _Received:
-    length = max(len(text.input_ids) for text in batch)
-    ids = torch.zeros(len(batch), length, dtype=torch.long)
-    weights = torch.zeros(len(batch), length)
+    ids = padded_ids(batch)
+    weights = torch.zeros(ids.shape)
     for row, text in enumerate(batch):
-        ids[row] = text.input_ids[-1]  # padding that no token sees, and that is no stranger
-        ids[row, : len(text.input_ids)] = torch.tensor(text.input_ids)
         weights[row, slice(*text.queries)] = 1.0
     weights = weights.to(model.device)
     by_layer = {
@@ -240,7 +247,7 @@ def _score_one(
     if not math.isfinite(score):
         detail = f"no attention on the {usable} usable tokens"
         return UnscoredSample(text.sample_id, "no_attention_mass", detail)
-    return SampleScore(text.sample_id, score, usable)
+    return SampleScore(text.sample_id, score, usable, text.is_truncated)
 
 
 def _variance(profile: Tensor, *, renormalise: bool) -> Tensor:

@@ -176,6 +176,7 @@ def draw_subset(
     A weight of 0 is never drawn. A budget of tokens stops at the first sample that overflows it,
     since skipping would favour short ones. `inclusion_probability` is 1 - exp(-w tau) given tau,
     the next key (1 where everything is drawn); for Pareto sampling the target it was drawn with.
+    `top` draws nothing: the highest weights are taken, the key is -weight and the probability 1.
 
     Raises:
         SettingsError: the budget is above what can be drawn, or holds no sample.
@@ -184,10 +185,10 @@ def draw_subset(
     drawable = [candidate for candidate in candidates if candidate.weight > 0]
     if settings.sampling == "pareto":
         return _draw_pareto(candidates, drawable, settings)
+    is_top = settings.sampling == "top"
     keyed = sorted(
         (
-            -math.log(permanent_random_number(settings.seed, candidate.sample_id))
-            / candidate.weight,
+            -candidate.weight if is_top else _exponential_key(candidate, settings.seed),
             candidate.sample_id,
             candidate,
         )
@@ -197,11 +198,15 @@ def draw_subset(
         count = resolve_num_samples(settings.budget, len(candidates), len(drawable))
     else:
         count = _count_within_tokens([row[2].num_tokens for row in keyed], settings.budget.tokens)
-    tau = keyed[count][0] if count < len(keyed) else math.inf
+    tau = keyed[count][0] if count < len(keyed) and not is_top else math.inf
     return tuple(
         SubsetMember(sample_id, c.score, c.weight, key, 1 - math.exp(-c.weight * tau))
         for key, sample_id, c in keyed[:count]
     )
+
+
+def _exponential_key(candidate: Candidate, seed: int) -> float:
+    return -math.log(permanent_random_number(seed, candidate.sample_id)) / candidate.weight
 
 
 def _draw_pareto(
@@ -212,7 +217,7 @@ def _draw_pareto(
     members = []
     for candidate, target in zip(drawable, targets, strict=True):
         u = permanent_random_number(settings.seed, candidate.sample_id)
-        key = ((1 - u) / u) * ((1 - target) / target)
+        key = ((1 - u) / u) * ((1 - target) / target) if target > 0 else math.inf
         members.append(
             SubsetMember(candidate.sample_id, candidate.score, candidate.weight, key, target)
         )

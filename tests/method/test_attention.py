@@ -9,6 +9,8 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GptOssConfig,
+    MambaConfig,
+    RwkvConfig,
 )
 
 from circuitseer_assets.errors import ModelError
@@ -226,6 +228,20 @@ def test_an_architecture_without_rotary_embedding_works():
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     assert ensure_supported(model) == AttentionShape(2, 4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2),
+        RwkvConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_model_without_attention_is_named(config):
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ModelError, match=f"'{config.model_type}': its configuration names no"):
+        ensure_supported(model)
 
 
 @pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias"])

@@ -5,7 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BioGptConfig,
+    CohereConfig,
+    GPT2Config,
+    GPTBigCodeConfig,
+    GraniteConfig,
+)
 
 from circuitseer_assets.errors import CorpusError, ModelError, SettingsError
 from circuitseer_assets.method.ablation import (
@@ -17,13 +24,15 @@ from circuitseer_assets.method.ablation import (
 )
 from circuitseer_assets.method.head_ranking import random_head_sets, rank_heads
 from circuitseer_assets.method.ranking_statistics import round_ends
-from circuitseer_assets.records import HeadId, TokenizedText
-from circuitseer_assets.settings import HeadRankingSettings
+from circuitseer_assets.records import HeadId, Message, TokenizedText
+from circuitseer_assets.settings import PROJECT_ROOT, HeadRankingSettings, load_settings
+from resources.language_model import load_language_model
 
 from .conftest import (
     HEADS,
     LAYERS,
     SIZES,
+    VOCABULARY,
     make_model,
     make_text,
     output_projection,
@@ -37,15 +46,15 @@ ALL_HEADS = [HeadId(layer, head) for layer in range(LAYERS) for head in range(HE
 def brute_force_loss(model, text: TokenizedText, ablation, kind="uniform", means=None) -> float:
     """A whole forward in which each ablated head's slice of the o_proj input is written over."""
     values, hooks = {}, []
-    size = len(text.input_ids)
+    size, num_heads = len(text.input_ids), model.config.num_attention_heads
 
     def write_over(layer, heads):
         def hook(_, args):
-            z = args[0].clone().unflatten(-1, (HEADS, -1))  # (1, T, H, D)
+            z = args[0].clone().unflatten(-1, (num_heads, -1))  # (1, T, H, D)
             visible = visible_tokens(model, layer, [True] * size)
             for head in heads:
                 if kind == "uniform":
-                    own = values[layer][0, :, head // (HEADS // values[layer].shape[2])]
+                    own = values[layer][0, :, head // (num_heads // values[layer].shape[2])]
                     for i in range(size):
                         z[0, i, head] = own[visible[i]].mean(0)
                 else:
@@ -157,13 +166,49 @@ def test_only_the_ablated_query_head_changes():
     assert not torch.allclose(before[1:, 1], after[1:, 1], atol=1e-3)
 
 
-def test_a_model_with_scaled_logits_is_refused():
-    """Cohere multiplies its logits by a constant that a restart does not know."""
+GPT2_SIZES = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "bos_token_id": 1}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(**GPT2_SIZES, n_positions=64),
+        GPTBigCodeConfig(**GPT2_SIZES, n_positions=64),
+        BioGptConfig(**SIZES),
+        CohereConfig(**SIZES, num_key_value_heads=2, logit_scale=0.25),
+        GraniteConfig(**SIZES, num_key_value_heads=2, logits_scaling=3.0),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_decoders_with_parts_of_other_names_and_scaled_logits_restart(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    for parameter in model.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.2
+    # Compares losses with and without ablations to whole forwards'.
+    check_restart(decoder_parts(model), make_text("probe", 9, 6), kind="uniform", mean_outputs=None)
+
+
+@pytest.mark.long
+def test_smollm2_restarts_exactly(tmp_path):
+    settings = load_settings(PROJECT_ROOT / "presets/smollm2.yaml").base_model
+    smollm2 = load_language_model(settings, cache=tmp_path)
+    parts = decoder_parts(smollm2.model)
+    text = smollm2.tokenize("pens", [Message("user", "A pen costs 3. What are 7?")], "7*3 = 21")
+    clean = run_clean(parts, text)
+    sets = [frozenset({HeadId(1, 0)}), frozenset({HeadId(18, 8), HeadId(7, 2)})]
+    got = ablated_loss_nats(parts, clean, sets, kind="uniform", max_batch_tokens=1024)
+    expected = [brute_force_loss(smollm2.model, text, heads, "uniform") for heads in sets]
+    assert np.abs(np.array(got) - expected).max() <= 1e-4
+
+
+def test_a_model_that_does_something_else_to_its_logits_is_refused():
     torch.manual_seed(0)
     config = CohereConfig(**SIZES, num_key_value_heads=2, logit_scale=0.25)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(50)
+    model.config.logit_scale = None  # the model has read it, a restart no longer can
     text = make_text("probe", 9, 6)
     with pytest.raises(ModelError, match=r"'cohere': run layer by layer it gives the loss \d"):
         check_restart(decoder_parts(model), text, kind="uniform", mean_outputs=None)
@@ -382,8 +427,19 @@ def test_an_interrupted_ranking_goes_on_where_it_was(llama):
     )
     assert num_effects == calls[-1]
     poisoned = {key: values.copy() for key, values in measured.items()}
-    resumed = rank_heads(llama, **probes, settings=SETTINGS, max_batch_tokens=128, journal=journal)
+    counted = []
+    resumed = rank_heads(
+        llama,
+        **probes,
+        settings=SETTINGS,
+        max_batch_tokens=128,
+        journal=journal,
+        report_progress=lambda done, total: counted.append((done, total)),
+    )
     assert resumed == whole
+    # What was measured before is no work of this run, and tells nothing of its rate.
+    assert counted[0][0] < num_effects
+    assert counted[-1][0] == counted[-1][1]
     # What the journal says is believed, not measured again.
     first = next(key for key in poisoned if key.endswith(":0"))
     poisoned[first] += 0.5

@@ -161,6 +161,22 @@ def test_bfloat16_ranks_as_float32(tiny, reading):
     assert stats.spearmanr(*pairs).statistic >= 0.99
 
 
+@pytest.mark.parametrize("reading", OPTIONS["reading"])
+def test_bfloat16_depends_on_the_batch_by_its_own_rounding(tiny, reading):
+    problems = generate_problems(40, seed=4, split="train")
+    texts = [
+        tiny.tokenize(str(i), [Message("user", problem.prompt)])
+        for i, problem in enumerate(problems)
+    ]
+    model = copy.deepcopy(tiny.model).to(torch.bfloat16)
+    heads = [HeadId(0, 1), HeadId(2, 6), HeadId(4, 3), HeadId(5, 0)]
+    together = score(model, texts, heads=heads, reading=reading)
+    alone = score(model, texts, heads=heads, reading=reading, max_batch_tokens=1)
+    for text in texts:
+        one, other = (scores[text.sample_id].score for scores in (together, alone))
+        assert one == pytest.approx(other, rel=1e-2)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("reading", OPTIONS["reading"])
 def test_smollm2_scores_are_those_of_eager_attention(reading, tmp_path_factory):
@@ -270,6 +286,7 @@ def test_long_prompts_are_quarantined_or_truncated(llama):
     first_part = replace(texts[0], input_ids=texts[0].input_ids[:30], response_start=30)
     assert truncated["long"].score == score(llama, [first_part])["long"].score
     assert truncated["fits"] == quarantined["fits"]
+    assert [truncated[name].is_truncated for name in ("long", "fits")] == [True, False]
     by_context = score(llama, texts)
     assert by_context["endless"].detail == "200 tokens, at most 128 can be scored"
     assert by_context["long"].num_tokens == 40

@@ -74,7 +74,7 @@ def test_same_seed_same_subset_whatever_the_order_of_the_pool() -> None:
     assert ids(draw_subset(pool, settings)) != ids(draw_subset(pool, selection(seed=2, samples=10)))
 
 
-@pytest.mark.parametrize("sampling", ["exponential", "pareto"])
+@pytest.mark.parametrize("sampling", ["exponential", "pareto", "top"])
 def test_weight_zero_is_never_drawn_and_everything_else_can_be(sampling: str) -> None:
     pool = pool_of(0.0, 1e-12, 5.0, 0.0, 1.0)
     members = draw_subset(pool, selection(samples=3, sampling=sampling))

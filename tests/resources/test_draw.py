@@ -66,6 +66,8 @@ def test_columns_and_order() -> None:
         {"budget": Budget(samples=400), "debias": "length"},
         {"budget": Budget(samples=400), "sampling": "pareto"},
         {"budget": Budget(samples=3000), "sampling": "pareto", "power": 2.0},
+        {"budget": Budget(samples=400), "sampling": "top"},
+        {"budget": Budget(tokens=20_000), "sampling": "top", "power": 2.0},
     ],
     ids=str,
 )
@@ -129,7 +131,7 @@ def test_frequencies_are_those_of_successive_sampling() -> None:
     assert chisquare(observed).pvalue < 1e-9  # the test can tell
 
 
-@pytest.mark.parametrize("sampling", ["exponential", "pareto"])
+@pytest.mark.parametrize("sampling", ["exponential", "pareto", "top"])
 def test_weight_zero_is_never_drawn(sampling: str) -> None:
     pool = weighed_pool([0.0, 1e-300, 1.0, 0.0])
     settings = SelectionSettings(budget=Budget(samples=2), sampling=sampling)

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import random
 
 import pytest
 
@@ -7,8 +8,10 @@ from circuitseer_assets.method.corpus import sample_from_texts
 from circuitseer_assets.method.decontamination import (
     ContaminatedSample,
     find_contaminated,
+    match_near_duplicate,
     normalise_problem,
 )
+from circuitseer_assets.method.word_problems import generate_problems
 from circuitseer_assets.records import Message, Problem
 
 PROBLEM = Problem("toy", "7", "Ann has 1,200 apples. She gives away 3.5 kg. What's left, in $kg$?")
@@ -50,10 +53,9 @@ def test_case_space_and_punctuation_make_no_difference(prompt):
 @pytest.mark.parametrize(
     "prompt",
     [
-        PROBLEM.prompt.replace("1,200", "1,300"),
-        PROBLEM.prompt.replace("3.5", "35"),
-        PROBLEM.prompt.replace("away", "Bob"),
-        PROBLEM.prompt + " And in pounds?",
+        "Ann has 1,300 apples. What's left?",
+        "Bob has 1,200 pears and gives away half of them. How many pears has he now?",
+        "What's left, in $kg$?",
         "",
         "?!",
     ],
@@ -90,6 +92,9 @@ def test_a_changed_sign_or_number_is_another_problem(one, other):
         ("the dog - who ran - slept", "the dog, who ran, slept"),
         ("x=5", "x = 5"),
         ("12,000,000", "12000000"),
+        ("5.0 kg", "5 kg"),
+        ("$3.50", "$3.5"),
+        ("twelve boxes", "12 boxes"),
     ],
 )
 def test_other_spellings_of_the_same_problem(one, other):
@@ -132,3 +137,86 @@ def test_samples_are_streamed():
 
 def test_without_problems_nothing_is_contaminated():
     assert list(find_contaminated([sample("Q")], [])) == []
+
+
+# overlap and likeness -----------------------------------------------------------------------------
+
+LONG = Problem(
+    "toy",
+    "9",
+    "A farmer has 24 sheep and 15 goats on a hill. In spring 9 lambs are born, and in autumn he "
+    "sells a third of all his animals at the market for 40 dollars each. How much does he earn?",
+)
+
+
+def test_a_problem_reworded_by_a_few_words_is_a_near_duplicate():
+    reworded = LONG.prompt
+    for old, new in (("sheep", "cows"), ("lambs", "calves"), ("he sells", "are sold")):
+        assert old in reworded
+        reworded = reworded.replace(old, new)
+    reworded = reworded.replace("market", "fair")
+    assert rules(reworded, LONG) == ["near_duplicate"]
+
+
+def test_a_problem_with_its_numbers_written_otherwise_is_the_same():
+    other = LONG.prompt.replace("24", "24.0").replace("15", "fifteen").replace("40", "40.00")
+    assert rules(other, LONG) == ["normalised"]
+
+
+def test_thirteen_words_in_a_row_are_enough():
+    copied = "Tell me this. In spring 9 lambs are born, and in autumn he sells a third of it. Why?"
+    assert rules(copied, LONG) == ["13_words"]
+    # One word fewer is a phrase.
+    copied = (
+        "Tell me this. In spring 9 lambs are born, and in autumn he sells. Why? And who buys them?"
+    )
+    assert rules(copied, LONG) == []
+
+
+def test_half_of_the_runs_of_eight_are_enough():
+    """A problem of 17 words has 10 runs of 8; a word put in after the twelfth leaves 5."""
+    words = [f"w{letter}" for letter in "abcdefghijklmnopq"]
+    problem = Problem("toy", "1", " ".join(words))
+    in_two = " ".join([*words[:12], "or", *words[12:]])
+    assert rules(in_two, problem)[0] == "8_words"
+
+
+def brute_force_likeness(one: str, other: str) -> float:
+    pairs = [set(itertools.pairwise(normalise_problem(text).split())) for text in (one, other)]
+    return len(pairs[0] & pairs[1]) / len(pairs[0] | pairs[1])
+
+
+def test_near_duplicates_are_those_of_the_exact_similarity():
+    """Every pair of generated problems and partial rewrites, against the definition in loops."""
+    generator = random.Random(0)
+    problems = [
+        Problem("toy", str(i), p.prompt)
+        for i, p in enumerate(generate_problems(40, seed=1, split="held_out", min_steps=3))
+    ]
+    prompts = []
+    for problem in problems:
+        words = problem.prompt.split()
+        for share in (0.05, 0.1, 0.2, 0.4):
+            prompts.append(
+                " ".join("word" if generator.random() < share else word for word in words)
+            )
+    matcher = match_near_duplicate(problems)
+    found = missed = 0
+    for prompt in prompts:
+        expected = {p.doc_id for p in problems if brute_force_likeness(prompt, p.prompt) >= 0.6}
+        got = {p.doc_id for p in matcher(sample(prompt))}
+        assert got <= expected
+        found += len(got)
+        missed += len(expected - got)
+    assert found > 40
+    assert missed <= 0.02 * (found + missed)  # what a hash may miss
+
+
+def test_generated_problems_of_other_templates_are_clean():
+    problems = [
+        Problem("toy", str(i), p.prompt)
+        for i, p in enumerate(generate_problems(200, seed=0, split="held_out"))
+    ]
+    clean = [sample(p.prompt) for p in generate_problems(500, seed=1, split="train")]
+    found = {c.sample_id for c in find_contaminated(clean, problems)}
+    assert len(found) <= 0.05 * len(clean)  # a sentence of 13 words in common, here and there

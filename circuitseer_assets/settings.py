@@ -125,10 +125,14 @@ class _Corpus(_Frozen):
 
 
 class WordProblemsCorpus(_Corpus):
-    """Step-by-step word problems from the project's own generator."""
+    """Step-by-step word problems from the project's own generator.
+
+    A `wrong_share` of them gets a wrong solution, and every row then says whether it has one.
+    """
 
     source: Literal["word_problems"]
     num_samples: Count
+    wrong_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: Seed = 0
     families: tuple[Text, ...] | None = None
     min_steps: Annotated[int, Field(ge=1, le=3)] = 1

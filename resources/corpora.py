@@ -15,8 +15,8 @@ from typing import Any, Literal, assert_never
 
 from circuitseer_assets.errors import CorpusError
 from circuitseer_assets.method.corpus import RawRow, UnreadableRow
-from circuitseer_assets.method.word_problems import generate_problems
-from circuitseer_assets.records import digest_of
+from circuitseer_assets.method.word_problems import generate_problems, plant_wrong_step
+from circuitseer_assets.records import PLANTED_NOISE_COLUMN, digest_of
 from circuitseer_assets.settings import (
     Columns,
     CorpusSettings,
@@ -242,7 +242,12 @@ def _read_word_problems(settings: WordProblemsCorpus) -> Iterator[RawRow]:
         max_steps=settings.max_steps,
     )
     for position, problem in enumerate(problems):
-        row = {
+        is_wrong = (
+            random.Random(f"{settings.seed}:wrong:{position}").random() < settings.wrong_share
+        )
+        if is_wrong:
+            problem = plant_wrong_step(problem, seed=settings.seed)
+        row: dict[str, Any] = {
             "prompt": problem.prompt,
             "response": problem.response,
             "answer": problem.answer,
@@ -250,6 +255,8 @@ def _read_word_problems(settings: WordProblemsCorpus) -> Iterator[RawRow]:
             "template_id": problem.template_id,
             "num_steps": problem.num_steps,
         }
+        if settings.wrong_share:
+            row[PLANTED_NOISE_COLUMN] = is_wrong
         yield problem.family, position, row
 
 

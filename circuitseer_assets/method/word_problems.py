@@ -7,8 +7,9 @@ training template of its family contains it, every held-out template contains at
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from circuitseer_assets.errors import SettingsError
@@ -24,6 +25,7 @@ MAX_STEPS = 3
 
 _START_VALUES = (3, 50)
 _OPERANDS = {"+": (2, 40), "*": (2, 9), "/": (2, 9)}
+_STEP = re.compile(r"(?P<start>\d+)(?P<operation>[-+*/])(?P<operand>\d+)=\d+")
 _OPERATION_NAMES = {"": "say", "+": "add", "-": "sub", "*": "mul", "/": "div"}
 
 
@@ -81,6 +83,28 @@ def generate_problems(
         _make_problem(_random_for(f"{key}:{index}"), split, chosen, min_steps, max_steps)
         for index in range(num_problems)
     )
+
+
+def plant_wrong_step(problem: WordProblem, *, seed: int) -> WordProblem:
+    """Returns the problem with a solution in which one step is miscalculated and carried on.
+
+    The final answer is wrong as well. Which step, and by how much, depends on problem and seed.
+    """
+    rng = _random_for(f"{seed}:wrong:{problem.prompt}")
+    steps = [_STEP.fullmatch(step) for step in problem.response.split(";")[:-1]]
+    while True:
+        wrong_at, error = rng.randrange(len(steps)), rng.choice((-9, -3, -2, -1, 1, 2, 3, 9))
+        total, written, is_whole = 0, [], True
+        for index, step in enumerate(steps):
+            assert step is not None  # the generator writes no other
+            start, operand = total if index else int(step["start"]), int(step["operand"])
+            is_whole &= step["operation"] != "/" or start % operand == 0
+            total = _OPERATIONS[step["operation"]](start, operand)
+            total += error if index == wrong_at else 0
+            is_whole &= total > 0
+            written.append(f"{start}{step['operation']}{operand}={total};")
+        if is_whole and str(total) != problem.answer:
+            return replace(problem, response="".join(written) + f"#### {total}", answer=str(total))
 
 
 def generate_plain_texts(num_texts: int, *, seed: int) -> Iterator[WordProblem]:

@@ -15,6 +15,7 @@ from circuitseer_assets.method.word_problems import (
     WordProblem,
     generate_plain_texts,
     generate_problems,
+    plant_wrong_step,
 )
 
 _RESPONSE = re.compile(r"((?:\d+[-+*/]\d+=\d+;)+)#### (\d+)")
@@ -86,6 +87,24 @@ def test_a_template_fixes_family_steps_and_operations(problems: list[WordProblem
         operations = "".join(operation for _, operation, _, _ in _steps(problem))
         expected = meaning.setdefault(problem.template_id, (problem.family, operations))
         assert expected == (problem.family, operations)
+
+
+def test_a_planted_wrong_step_is_one_and_is_carried_on(problems: list[WordProblem]) -> None:
+    for problem in problems[:300]:
+        wrong = plant_wrong_step(problem, seed=3)
+        assert wrong == plant_wrong_step(problem, seed=3)
+        assert (wrong.prompt, wrong.num_steps) == (problem.prompt, problem.num_steps)
+        steps = _steps(wrong)
+        assert [step[1] for step in steps] == [step[1] for step in _steps(problem)]
+        assert sum(_APPLY[op](a, b) != c for a, op, b, c in steps) == 1
+        assert all(before[3] == after[0] for before, after in pairwise(steps))
+        assert wrong.response.endswith(f"#### {steps[-1][3]}")
+        assert wrong.answer == str(steps[-1][3]) != problem.answer
+
+
+def test_the_wrong_step_depends_on_the_seed(problems: list[WordProblem]) -> None:
+    differ = sum(plant_wrong_step(p, seed=1) != plant_wrong_step(p, seed=2) for p in problems[:50])
+    assert differ > 25
 
 
 def test_held_out_problems_hold_a_sentence_that_training_never_says() -> None:

@@ -281,6 +281,18 @@ def test_word_problems_carry_family_template_and_steps():
         assert sample.response.endswith(f"#### {sample.answer}")
 
 
+def test_planted_noise_is_a_share_of_the_rows_and_says_so():
+    settings = WordProblemsCorpus(source="word_problems", num_samples=1000, wrong_share=0.4)
+    rows = [row for _, _, row in read_rows(settings)]
+    clean = [row for _, _, row in read_rows(settings.model_copy(update={"wrong_share": 0.0}))]
+    wrong = [row["is_planted_noise"] for row in rows]
+    assert 350 <= sum(wrong) <= 450
+    for row, original, is_wrong in zip(rows, clean, wrong, strict=True):
+        assert row["prompt"] == original["prompt"]
+        assert (row["answer"] != original["answer"]) == is_wrong
+        assert "is_planted_noise" not in original
+
+
 def test_held_out_word_problems_share_no_template_with_the_corpus():
     settings = WordProblemsCorpus(source="word_problems", num_samples=2000)
     trained = {row["template_id"] for _, _, row in read_rows(settings)}

@@ -1,0 +1,235 @@
+"""Outcomes of many runs in, verdicts out: is one way to select data better than another?
+
+A cell is one method with one seed, and the seed goes for both its selection and its training. All
+cells answer the same problems. Seeds and problems are both samples of what might have been: an
+interval that forgets either is too narrow. Two figures are given for every difference:
+
+- a mixed model of the runs: method fixed, seeds and problems random and crossed. The variance
+  between runs is pooled over all methods, since a handful of seeds tells little of any one pair.
+- a bootstrap over seeds and problems at once, without that assumption; it errs on the wide side.
+
+Reference: Satterthwaite 1946 (degrees of freedom); Owen 2007 (the two-way bootstrap); Holm 1979.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from circuitseer_assets.errors import EvaluationError
+from circuitseer_assets.method.ranking_statistics import holm_adjusted
+
+LEVEL = 0.05
+POWER = 0.8
+
+Verdict = Literal["better", "worse", "undecided", "insensitive"]
+"""What a comparison may say; `insensitive` where even the oracle is not told from random."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Pass@1 of one method minus that of another, on the same seeds and problems.
+
+    Attributes:
+        method, against: the two methods.
+        difference: of the means over seeds and problems.
+        stderr, degrees_of_freedom: of the mixed model.
+        ci_low, ci_high: its 95 % interval.
+        bootstrap_low, bootstrap_high: the 95 % interval of the two-way bootstrap.
+        p_value: two-sided, of the mixed model.
+        p_holm: adjusted over the primary hypotheses; None for an exploratory comparison.
+        smallest_effect: the smallest difference that this comparison would have told from none with
+            a power of 80 %.
+    """
+
+    method: str
+    against: str
+    difference: float
+    stderr: float
+    degrees_of_freedom: float
+    ci_low: float
+    ci_high: float
+    bootstrap_low: float
+    bootstrap_high: float
+    p_value: float
+    p_holm: float | None
+    smallest_effect: float
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether the hypothesis was fixed beforehand."""
+        return self.p_holm is not None
+
+
+def compare_methods(
+    outcomes: Mapping[str, Floats],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    primary: Sequence[tuple[str, str]] = (),
+    num_bootstrap: int = 2000,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Returns the comparison of every pair of methods, Holm-adjusted over the primary ones.
+
+    Args:
+        outcomes: by method the share of right answers, (seeds, problems), in the same order of
+            seeds and problems for all.
+        pairs: the methods to compare, each with what it is compared to.
+        primary: those of the pairs whose hypotheses were fixed beforehand.
+        num_bootstrap: bootstrap draws.
+        seed: of the bootstrap.
+
+    Raises:
+        EvaluationError: fewer than two seeds or problems, or methods with different ones.
+    """
+    _check_shapes(outcomes)
+    run_variance, run_freedom = _pooled_run_variance(outcomes)
+    found = []
+    for method, against in pairs:
+        difference = outcomes[method] - outcomes[against]  # (seeds, problems)
+        stderr, freedom = _standard_error(difference, run_variance, run_freedom)
+        mean = float(difference.mean())
+        reach = float(stats.t.ppf(1 - LEVEL / 2, freedom))
+        low, high = bootstrap_interval(difference, num_bootstrap=num_bootstrap, seed=seed)
+        found.append(
+            Comparison(
+                method=method,
+                against=against,
+                difference=mean,
+                stderr=stderr,
+                degrees_of_freedom=freedom,
+                ci_low=mean - reach * stderr,
+                ci_high=mean + reach * stderr,
+                bootstrap_low=low,
+                bootstrap_high=high,
+                p_value=_two_sided(mean, stderr, freedom),
+                p_holm=None,
+                smallest_effect=(reach + float(stats.t.ppf(POWER, freedom))) * stderr,
+            )
+        )
+    return _adjust(found, primary)
+
+
+def decide(comparison: Comparison, sensitivity: Comparison) -> Verdict:
+    """Returns what may be said of a comparison, given that of the oracle with random selection.
+
+    A primary hypothesis goes by its adjusted p-value, any other by its own, as an exploration.
+    """
+    if sensitivity.ci_low <= 0 <= sensitivity.ci_high:
+        return "insensitive"
+    p_value = comparison.p_value if comparison.p_holm is None else comparison.p_holm
+    if p_value > LEVEL:
+        return "undecided"
+    return "better" if comparison.difference > 0 else "worse"
+
+
+def bootstrap_interval(
+    difference: Floats, *, num_bootstrap: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Returns the 95 % percentile interval of the mean, seeds and problems both drawn anew.
+
+    Args:
+        difference: (seeds, problems).
+        num_bootstrap: draws.
+        seed: of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    num_seeds, num_problems = difference.shape
+    seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num_bootstrap)
+    problems = generator.multinomial(
+        num_problems, np.full(num_problems, 1 / num_problems), num_bootstrap
+    )
+    means = np.einsum("bs,sp,bp->b", seeds, difference, problems, optimize=True) / difference.size
+    low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
+    return float(low), float(high)
+
+
+def mcnemar(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Returns the exact two-sided p-value that two checkpoints are equally good, (problems,) each.
+
+    It is about these two checkpoints and says nothing of the methods that made them.
+    """
+    gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
+    if gained + lost == 0:
+        return 1.0
+    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)
+
+
+# the mixed model ----------------------------------------------------------------------------------
+
+
+def _check_shapes(outcomes: Mapping[str, Floats]) -> None:
+    shapes = {method: values.shape for method, values in outcomes.items()}
+    first = next(iter(shapes.values()), (0, 0))
+    if len(set(shapes.values())) != 1 or len(first) != 2 or min(first) < 2:
+        raise EvaluationError(
+            f"every method must have the same two or more seeds and problems, got "
+            f"{', '.join(f'{method} {shape}' for method, shape in shapes.items()) or 'none'}; "
+            f"run the cells that are missing"
+        )
+
+
+def _pooled_run_variance(outcomes: Mapping[str, Floats]) -> tuple[float, float]:
+    """Returns the variance of a run's mean about its method and seed, and its degrees of freedom.
+
+    The seed's own effect goes for all methods and leaves every difference; what is left of a run's
+    mean is the run's: what its draw and its training happened to give.
+    """
+    means = np.stack([values.mean(axis=1) for values in outcomes.values()])  # (methods, seeds)
+    num_methods, num_seeds = means.shape
+    freedom = (num_methods - 1) * (num_seeds - 1)
+    if freedom == 0:
+        return math.nan, 0.0
+    left = means - means.mean(0) - means.mean(1, keepdims=True) + means.mean()
+    return float((left**2).sum() / freedom), float(freedom)
+
+
+def _standard_error(
+    difference: Floats, run_variance: float, run_freedom: float
+) -> tuple[float, float]:
+    """Returns the standard error of the difference's mean and its degrees of freedom.
+
+    With D = mu + seed + problem + rest the variance of the mean is that of the seeds' means, which
+    holds the rest's share already, plus what problems add: (MS_problem - MS_rest) / (S P).
+    """
+    num_seeds, num_problems = difference.shape
+    left = (
+        difference
+        - difference.mean(1, keepdims=True)
+        - difference.mean(0, keepdims=True)
+        + difference.mean()
+    )
+    problem_freedom = num_problems - 1
+    rest_freedom = (num_seeds - 1) * problem_freedom
+    of_problem = num_seeds * float(difference.mean(0).var(ddof=1))
+    of_rest = float((left**2).sum()) / rest_freedom
+    between_runs = 2 * run_variance / num_seeds
+    between_problems = max(0.0, of_problem - of_rest) / difference.size
+    variance = between_runs + between_problems
+    if variance <= 0:
+        return 0.0, run_freedom
+    parts = [
+        between_runs**2 / run_freedom,
+        (of_problem / difference.size) ** 2 / problem_freedom if between_problems else 0.0,
+        (of_rest / difference.size) ** 2 / rest_freedom if between_problems else 0.0,
+    ]
+    return math.sqrt(variance), variance**2 / sum(parts)
+
+
+def _two_sided(mean: float, stderr: float, freedom: float) -> float:
+    if stderr == 0:
+        return 1.0 if mean == 0 else 0.0
+    return 2 * float(stats.t.sf(abs(mean) / stderr, freedom))
+
+
+def _adjust(found: Sequence[Comparison], primary: Sequence[tuple[str, str]]) -> list[Comparison]:
+    chosen = [i for i, row in enumerate(found) if (row.method, row.against) in set(primary)]
+    p_holm = holm_adjusted(np.array([found[i].p_value for i in chosen])).tolist()
+    adjusted = dict(zip(chosen, p_holm, strict=True))
+    return [replace(row, p_holm=adjusted.get(i)) for i, row in enumerate(found)]

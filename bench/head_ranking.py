@@ -30,7 +30,8 @@ from circuitseer_assets.settings import ExecutionSettings, HeadRankingSettings
 NUM_PROBES = {"tiny": 64, "smollm2": 16}
 FRACTIONS = {"tiny": 0.125, "smollm2": 0.05}
 NUM_SAMPLED_HEADS = 12
-PROBES_PER_SAMPLED_HEAD = 4
+# Enough whole forwards of either model to take seconds: a fraction of one says little.
+PROBES_PER_SAMPLED_HEAD = {"tiny": 32, "smollm2": 4}
 NUM_REPLAYS = 1000
 MAX_BATCH_TOKENS = ExecutionSettings().max_batch_tokens
 
@@ -54,7 +55,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     settings = HeadRankingSettings(fraction=FRACTIONS[name])
     laboratory = make_laboratory(model.model, probes, settings, max_batch_tokens=MAX_BATCH_TOKENS)
     k = statistics.num_chosen_heads(settings.fraction, len(laboratory.heads))
-    pairs = sample_pairs(laboratory.heads, probes)
+    pairs = sample_pairs(laboratory.heads, probes, PROBES_PER_SAMPLED_HEAD[name])
     whole_forwards: dict[str, AblatedLoss] = {
         "hugging_face": hugging_face_loss(model),
         "transformer_lens": transformer_lens_loss(load_model(name), name),
@@ -118,15 +119,15 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 
 
 def sample_pairs(
-    heads: Sequence[HeadId], probes: Sequence[TokenizedText]
+    heads: Sequence[HeadId], probes: Sequence[TokenizedText], probes_a_head: int
 ) -> list[tuple[HeadId, TokenizedText]]:
     """Returns pairs of heads spread over the layers and probes, every probe equally often."""
     chosen = [heads[i] for i in np.linspace(0, len(heads) - 1, NUM_SAMPLED_HEADS).astype(int)]
-    stride = max(1, len(probes) // PROBES_PER_SAMPLED_HEAD)
+    stride = max(1, len(probes) // probes_a_head)
     return [
         (head, probes[(i + j * stride) % len(probes)])
         for i, head in enumerate(chosen)
-        for j in range(PROBES_PER_SAMPLED_HEAD)
+        for j in range(probes_a_head)
     ]
 
 

@@ -17,7 +17,7 @@ CACHE = Path(tempfile.gettempdir()) / "circuitseer-bench-models"
 
 def load_model(name: str) -> LanguageModel:
     """Returns the base model of the preset `name`, on the CPU in float32."""
-    return load_language_model(_settings(name).base_model, cache=CACHE)
+    return load_language_model(preset_settings(name).base_model, cache=CACHE)
 
 
 def read_probes(name: str, model: LanguageModel, num_probes: int) -> list[TokenizedText]:
@@ -25,7 +25,7 @@ def read_probes(name: str, model: LanguageModel, num_probes: int) -> list[Tokeni
 
     The preset's bound on a probe's characters is kept: GSM-symbolic problems for `smollm2`.
     """
-    settings = _settings(name)
+    settings = preset_settings(name)
     limit = settings.probe_set.max_characters or 10**9
     rows = curate_rows(read_rows(settings.corpus), columns_of(settings.corpus))
     samples = (row for row in rows if isinstance(row, Sample))
@@ -36,5 +36,6 @@ def read_probes(name: str, model: LanguageModel, num_probes: int) -> list[Tokeni
     ]
 
 
-def _settings(name: str) -> Settings:
+def preset_settings(name: str) -> Settings:
+    """Returns the settings of the preset `name`."""
     return load_settings(PROJECT_ROOT / "presets" / f"{name}.yaml")

@@ -36,7 +36,7 @@ class FileJournal(MutableMapping[str, NDArray[np.float64]]):
             file.truncate(whole)
 
     def __setitem__(self, name: str, values: NDArray[np.float64]) -> None:
-        # float64 survives JSON unchanged: a resumed ranking is the uninterrupted one to the bit.
+        # float64 survives JSON unchanged: what was measured is not rounded again.
         line = json.dumps({"name": name, "values": values.tolist()})
         with self._path.open("a") as file:
             file.write(line + "\n")

@@ -135,6 +135,13 @@ def actions(plan: list[Planned]) -> dict[str, str]:
     return {step.asset: step.action for step in plan}
 
 
+def reason(reconciled: Reconciled, asset: str, **changes: Any) -> str:
+    """Returns why the plan would make an asset under changed settings."""
+    reconciled.write(**changes)
+    [step] = [s for s in make_plan(reconciled.defs, reconciled.home) if s.asset == asset]
+    return step.reason
+
+
 def test_an_empty_home_gets_one_whole_run(first: Reconciliation) -> None:
     assert len(first.run_ids) == 1
     assert set(first.computed) == set(STAGES)
@@ -224,10 +231,16 @@ def test_a_changed_setting_computes_what_lies_downstream_and_going_back_nothing(
 
 
 def test_another_base_model_leaves_corpus_and_probes(
-    first: Reconciliation, change: Change, counts: Counts, other_model: Path
+    first: Reconciliation,
+    change: Change,
+    counts: Counts,
+    reconciled: Reconciled,
+    other_model: Path,
 ) -> None:
     change()
-    done = change(base_model={"source": "local", "path": str(other_model)})
+    changes = {"base_model": {"source": "local", "path": str(other_model)}}
+    assert "settings/base_model changed" in reason(reconciled, "head_ranking", **changes)
+    done = change(**changes)
     assert set(done.computed) == set(after("head_ranking"))
     assert set(done.untouched) == {"corpus", "probe_set", "pool"}
     assert counts.rankings == 1
@@ -236,11 +249,12 @@ def test_another_base_model_leaves_corpus_and_probes(
 
 
 def test_new_rows_alone_are_scored_and_the_probes_stay(
-    first: Reconciliation, change: Change, counts: Counts
+    first: Reconciliation, change: Change, counts: Counts, reconciled: Reconciled
 ) -> None:
     change()
-    more = first.of("corpus", "num_samples") + 4
-    grown = change(corpus={"num_samples": more})
+    more = {"corpus": {"num_samples": first.of("corpus", "num_samples") + 4}}
+    assert "settings/corpus changed" in reason(reconciled, "corpus", **more)
+    grown = change(**more)
     assert counts.rankings == 0
     assert "head_ranking" in grown.untouched
     assert grown.of("probe_set", "artifact_id") == first.of("probe_set", "artifact_id")
@@ -252,11 +266,12 @@ def test_new_rows_alone_are_scored_and_the_probes_stay(
 
 
 def test_another_list_of_benchmarks_leaves_the_corpus_as_read(
-    first: Reconciliation, change: Change, counts: Counts
+    first: Reconciliation, change: Change, counts: Counts, reconciled: Reconciled
 ) -> None:
     change()
-    longer = {"benchmarks": [{"task": "word_problems", "num_problems": 30}]}
-    done = change(decontamination=longer)
+    longer = {"decontamination": {"benchmarks": [{"task": "word_problems", "num_problems": 30}]}}
+    assert "settings/decontamination changed" in reason(reconciled, "pool", **longer)
+    done = change(**longer)
     assert "corpus" in done.untouched
     assert "pool" in done.computed
     # No sample was like the six new problems: the pool is what it was, and the chain is cut there.

@@ -1,6 +1,7 @@
 """Every baseline against its definition: whole forwards one sample at a time, and loops."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from circuitseer_assets.errors import NotApplicableError, SettingsError
+from circuitseer_assets.method import baselines, scorers
 from circuitseer_assets.method.baselines import farthest_first
 from circuitseer_assets.method.reader import Reader
-from circuitseer_assets.method.scorers import SCORERS, find_scorer, reads_response
+from circuitseer_assets.method.scorers import SCORERS, Scorer, find_scorer, reads_response
 from circuitseer_assets.records import (
     HeadId,
     Message,
@@ -315,6 +317,21 @@ def test_every_scorer_can_be_found_and_says_where_it_is_from() -> None:
         assert callable(scorer.load())
         assert scorer.source
         assert scorer.num_forwards >= 0
+
+
+def test_the_example_of_the_contributing_guide_works(llama, monkeypatch) -> None:
+    guide = (PROJECT_ROOT / "CONTRIBUTING.md").read_text()
+    function, entry = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    namespace: dict = {}
+    exec(function, vars(baselines) | {"__name__": "example"}, namespace)
+    exec(entry, {"Scorer": Scorer}, namespace)
+    monkeypatch.setattr(baselines, "score_sentences", namespace["score_sentences"], raising=False)
+    monkeypatch.setitem(scorers.SCORERS, "sentences", namespace["SENTENCES"])
+    found = find_scorer(ScoringSettings(scorer="sentences"))
+    rows = [sample("two", "a", "b. c."), sample("none", "a", "b")]
+    results = {r.sample_id: r for r in found.load()(reader_of(llama), rows, ScoringSettings())}
+    assert results["two"].score == 2.0
+    assert results["none"].reason == "no_sentence"
 
 
 def test_an_unknown_scorer_is_refused_with_those_there_are() -> None:

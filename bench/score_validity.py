@@ -1,0 +1,463 @@
+"""Asks whether a reading of the heads' attention measures reasoning, or only length.
+
+    python -m bench.score_validity --model tiny
+    python -m bench.score_validity --model smollm2 --corpus path/to/gsm8k/train.jsonl
+
+Every reading is taken by every set of heads: those whose ablation costs most on reasoning probes
+(`delta`), those that cost more there than on plain prose (`specific`), those that cost most on the
+prose (`prose`), and all; and, for comparison, by random sets of as many other heads of the same
+layers. Each is correlated (Spearman) with the prompt's length and, with length held fixed, with the
+number of solution steps, the loss of the solution, and whether the model fails the problem.
+
+Half of the problems are looked at, half confirm: what lies 2 standard deviations outside the random
+sets in the first half is a candidate, and is confirmed where it does so on the same side in the
+second half, Holm-adjusted over the candidates.
+"""
+
+import argparse
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from bench.measure import log, print_result, start_logging
+from bench.models import MODELS, load_model, preset_settings
+from circuitseer_assets.method.attention import (
+    AttentionCall,
+    attention_rows,
+    decoder_of,
+    intercept_attention,
+)
+from circuitseer_assets.method.corpus import curate_rows
+from circuitseer_assets.method.head_effects import Laboratory, Progress, make_laboratory
+from circuitseer_assets.method.response_loss import response_losses
+from circuitseer_assets.records import HeadId, Sample, TokenizedText
+from circuitseer_assets.settings import (
+    Columns,
+    CorpusSettings,
+    ExecutionSettings,
+    FilesCorpus,
+    HeadRankingSettings,
+)
+from resources.control_texts import read_control_texts
+from resources.corpora import columns_of, read_rows
+from resources.language_model import LanguageModel
+
+NUM_PROBES = {"tiny": 48, "smollm2": 12}
+FRACTIONS = {"tiny": 0.125, "smollm2": 0.05}
+NUM_RANDOM_SETS = 40
+LOOK_Z = 2.0
+LEVEL = 0.05
+MAX_NEW_TOKENS = 96
+MAX_BATCH_TOKENS = ExecutionSettings().max_batch_tokens
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def main() -> None:
+    """Measures one model and prints the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, required=True)
+    parser.add_argument("--corpus", type=Path, help="JSONL in GSM8K's columns; the preset's if not")
+    parser.add_argument("--problems", type=int, default=1200)
+    arguments = parser.parse_args()
+    start_logging()
+    started = time.perf_counter()
+    result = measure(arguments.model, arguments.corpus, arguments.problems)
+    print_result(result, started=started)
+
+
+def measure(name: str, corpus: Path | None, num_problems: int) -> dict[str, Any]:
+    """Returns every correlation, and which of them were confirmed."""
+    model = load_model(name)
+    samples = read_problems(name, corpus, num_problems + NUM_PROBES[name])
+    probes, problems = samples[: NUM_PROBES[name]], samples[NUM_PROBES[name] :]
+    sets, effects = choose_head_sets(name, model, probes)
+    targets = describe_problems(model, problems, answers=name == "tiny")
+    names, membership = list_sets(sets, model)
+    scores = read_problems_by(model, problems, membership)
+    half = len(problems) // 2
+    rows = [
+        row
+        for reading, values in scores.items()
+        for row in compare(reading, values, names, targets, half)
+    ]
+    confirm(rows)
+    return {
+        "model": name,
+        "num_problems": len(problems),
+        "heads": {key: [str(head) for head in heads] for key, heads in sets.items()},
+        "effects_correlation_with_prose": float(stats.spearmanr(*effects).statistic),
+        "share_of_delta_heads_in_prose": len(set(sets["delta"]) & set(sets["prose"]))
+        / len(sets["delta"]),
+        "num_random_sets": NUM_RANDOM_SETS,
+        "fail_rate": float(targets["fails"].mean()) if "fails" in targets else None,
+        "num_candidates": sum(row["is_candidate"] for row in rows),
+        "num_confirmed": sum(row["is_confirmed"] for row in rows),
+        "rows": rows,
+    }
+
+
+# problems -----------------------------------------------------------------------------------------
+
+
+def read_problems(name: str, corpus: Path | None, count: int) -> list[Sample]:
+    """Returns so many problems with different prompts, probes first."""
+    settings: CorpusSettings = preset_settings(name).corpus
+    if corpus is not None:
+        columns = Columns(prompt="question", response="answer")
+        settings = FilesCorpus(source="files", paths=(str(corpus),), columns=columns)
+    elif settings.source in ("word_problems", "reasoning_gym"):
+        settings = settings.model_copy(update={"num_samples": 2 * count})
+    found: dict[str, Sample] = {}
+    for row in curate_rows(read_rows(settings), columns_of(settings)):
+        if isinstance(row, Sample):
+            found.setdefault(row.prompt_id, row)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def count_steps(sample: Sample) -> int:
+    """Returns the number of calculations a solution writes out."""
+    marked = sample.response.count("<<")
+    return marked or len(re.findall(r"\d[^\n;=]*=\s*\$?\d", sample.response))
+
+
+def describe_problems(
+    model: LanguageModel, problems: Sequence[Sample], *, answers: bool
+) -> dict[str, Floats]:
+    """Returns length, steps, loss and, where the model answers, failure by problem."""
+    texts = [model.tokenize(s.sample_id, s.messages, s.response) for s in problems]
+    losses = dict(response_losses(model.model, texts, max_batch_tokens=MAX_BATCH_TOKENS))
+    targets = {
+        "length": np.array([text.response_start for text in texts], float),
+        "steps": np.array([count_steps(sample) for sample in problems], float),
+        "loss": np.array([losses[text.sample_id].mean() for text in texts]),
+    }
+    if answers:
+        targets["fails"] = np.array([not right for right in answer(model, problems)], float)
+        log.info("the model fails %.1f %%", 100 * targets["fails"].mean())
+    return targets
+
+
+def answer(model: LanguageModel, problems: Sequence[Sample]) -> Iterator[bool]:
+    """Returns whether the model's greedy answer ends as the solution does."""
+    for first in range(0, len(problems), 64):
+        batch = problems[first : first + 64]
+        ids = [model.tokenize(s.sample_id, s.messages).input_ids for s in batch]
+        longest, pad = max(map(len, ids)), model.tokenizer.pad_token_id
+        generate: Any = model.model.generate
+        tokens = generate(
+            input_ids=torch.tensor([[pad] * (longest - len(row)) + list(row) for row in ids]),
+            attention_mask=torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in ids]),
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=pad,
+        )
+        for sample, row in zip(batch, tokens[:, longest:], strict=True):
+            said = model.tokenizer.decode(row, skip_special_tokens=True)
+            yield _final(said) == _final(sample.response)
+
+
+def _final(text: str) -> str | None:
+    found = re.findall(r"####\s*(-?[\d.,]+)", text)
+    return found[-1].replace(",", "").rstrip(".") if found else None
+
+
+# heads --------------------------------------------------------------------------------------------
+
+
+def choose_head_sets(
+    name: str, model: LanguageModel, probes: Sequence[Sample]
+) -> tuple[dict[str, list[HeadId]], tuple[Floats, Floats]]:
+    """Returns the head sets, and each head's effect on the probes and on prose, in nats."""
+    texts = [model.tokenize(s.sample_id, s.messages, s.response) for s in probes]
+    settings = preset_settings(name).probe_set.model_copy(update={"num_control": len(probes)})
+    prose = [
+        model.tokenize(s.sample_id, s.messages, s.response)
+        for s in read_control_texts(settings)[: len(probes)]
+    ]
+    laboratory = make_laboratory(
+        model.model, texts, HeadRankingSettings(), max_batch_tokens=MAX_BATCH_TOKENS
+    )
+    on_probes, relative = _effects(laboratory, texts)
+    on_prose, relative_on_prose = _effects(laboratory, prose)
+    k = max(1, round(FRACTIONS[name] * len(laboratory.heads)))
+
+    def top(values: Floats) -> list[HeadId]:
+        return sorted(laboratory.heads[i] for i in np.argsort(-values, kind="stable")[:k])
+
+    sets = {
+        "delta": top(on_probes),
+        "specific": top(relative - relative_on_prose),
+        "prose": top(on_prose),
+        "all": list(laboratory.heads),
+    }
+    return sets, (on_probes, on_prose)
+
+
+def _effects(laboratory: Laboratory, texts: Sequence[TokenizedText]) -> tuple[Floats, Floats]:
+    everyone = np.ones(len(laboratory.heads), dtype=bool)
+
+    def report(done: int, total: int) -> None:
+        if done % 500 < 5:
+            log.info("ablations: %d of %d", done, total)
+
+    total = len(everyone) * len(texts)
+    measured = laboratory.measure(texts, everyone, Progress(report, total))
+    effects = measured.effects.mean(axis=1)
+    return effects, effects / measured.clean_loss_nats
+
+
+def list_sets(
+    sets: Mapping[str, Sequence[HeadId]], model: LanguageModel
+) -> tuple[list[str], Floats]:
+    """Returns the sets' names, random ones included, and who is in them, (S, heads), rows sum 1."""
+    config = model.model.config
+    num_layers, num_heads = config.num_hidden_layers, config.num_attention_heads
+    names, rows = [], []
+    for name, heads in sets.items():
+        names.append(name)
+        rows.append(_row(heads, num_layers, num_heads))
+        if name == "all":
+            continue
+        generator = np.random.default_rng(0)
+        for i in range(NUM_RANDOM_SETS):
+            names.append(f"{name}:random{i}")
+            rows.append(_row(_like(heads, num_heads, generator), num_layers, num_heads))
+    return names, np.stack(rows)
+
+
+def _like(heads: Sequence[HeadId], num_heads: int, generator: np.random.Generator) -> list[HeadId]:
+    """Returns as many other heads of each layer; all of a layer where there are too few others."""
+    drawn = []
+    for layer in sorted({head.layer for head in heads}):
+        own = {head.head for head in heads if head.layer == layer}
+        others = [h for h in range(num_heads) if h not in own]
+        pool = others if len(others) >= len(own) else list(range(num_heads))
+        drawn += [HeadId(layer, int(h)) for h in generator.permutation(pool)[: len(own)]]
+    return drawn
+
+
+def _row(heads: Sequence[HeadId], num_layers: int, num_heads: int) -> Floats:
+    row = np.zeros(num_layers * num_heads)
+    row[[head.layer * num_heads + head.head for head in heads]] = 1 / len(heads)
+    return row
+
+
+# readings -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt with what readings ask of it: the content's span and which tokens have digits."""
+
+    content: tuple[int, int]
+    question: int
+    has_digit: Bools
+
+
+ByHead = Callable[[Floats, Text], Floats]
+"""Takes one layer's attention, (H, T, T), and the text; returns a number a head."""
+
+
+def mass_on(keys: Callable[[Text, int], Bools], queries: Callable[[Text, int], slice]) -> ByHead:
+    """Returns the reading: the share of these queries' attention that falls on these keys."""
+
+    def read(attention: Floats, text: Text) -> Floats:
+        size = attention.shape[-1]
+        rows = attention[:, queries(text, size)]
+        falls_on = rows[:, :, keys(text, size)].sum(-1)
+        share: Floats = falls_on.mean(-1)
+        return share
+
+    return read
+
+
+def _content(text: Text, size: int) -> Bools:
+    return (np.arange(size) >= text.content[0]) & (np.arange(size) < text.content[1])
+
+
+def _digits(text: Text, size: int) -> Bools:
+    return _content(text, size) & text.has_digit[:size]
+
+
+def _facts(text: Text, size: int) -> Bools:
+    return _content(text, size) & (np.arange(size) < text.question)
+
+
+def sharpness(attention: Floats, text: Text) -> Floats:
+    """Returns the mean divergence of a content query's attention from uniform, in nats."""
+    rows = attention[:, slice(*text.content)]
+    seen = np.arange(*text.content) + 1
+    plogp = np.where(rows > 0, rows * np.log(np.maximum(rows, 1e-30)), 0).sum(-1)
+    divergence: Floats = (plogp + np.log(seen)).mean(-1)
+    return divergence
+
+
+def sharpness_within(attention: Floats, text: Text) -> Floats:
+    """Returns the same within the problem's own tokens, each row renormalised."""
+    start, stop = text.content
+    rows = attention[:, start + 1 : stop, start:stop]
+    rows = rows / np.maximum(rows.sum(-1, keepdims=True), 1e-12)
+    seen = np.arange(2, stop - start + 1)
+    plogp = np.where(rows > 0, rows * np.log(np.maximum(rows, 1e-30)), 0).sum(-1)
+    divergence: Floats = ((plogp + np.log(seen)) / np.log(seen)).mean(-1)
+    return divergence
+
+
+def reach(attention: Floats, text: Text) -> Floats:
+    """Returns the mean logarithmic distance of what content queries attend to in the content."""
+    start, stop = text.content
+    rows = attention[:, start:stop, start:stop]
+    places = np.arange(stop - start)
+    distance = np.log1p(np.maximum(places[:, None] - places[None], 0))
+    total = np.maximum(rows.sum((-1, -2)), 1e-12)
+    mean: Floats = (rows * distance).sum((-1, -2)) / total
+    return mean
+
+
+BY_HEAD: Mapping[str, ByHead] = {
+    "content_mass": mass_on(_content, lambda text, size: slice(*text.content)),
+    "number_mass": mass_on(_digits, lambda text, size: slice(*text.content)),
+    "question_to_facts": mass_on(_facts, lambda text, size: slice(text.question, text.content[1])),
+    "answer_to_content": mass_on(_content, lambda text, size: slice(size - 1, size)),
+    "answer_to_numbers": mass_on(_digits, lambda text, size: slice(size - 1, size)),
+    "sharpness": sharpness,
+    "sharpness_within": sharpness_within,
+    "reach": reach,
+}
+OF_PROFILE = ("attention_variance", "attention_cv2", "content_cv2")
+
+
+def read_problems_by(
+    model: LanguageModel, problems: Sequence[Sample], membership: Floats
+) -> dict[str, Floats]:
+    """Returns every reading by every set of heads of every problem, (S, N) each."""
+    scores: dict[str, list[Floats]] = {name: [] for name in (*OF_PROFILE, *BY_HEAD)}
+    for number, sample in enumerate(problems):
+        tokenized = model.tokenize(sample.sample_id, sample.messages)
+        text = mark(model, tokenized)
+        layers = attend(model, tokenized)
+        for name, read in BY_HEAD.items():
+            scores[name].append(membership @ np.concatenate([read(a, text) for a in layers]))
+        received = membership @ np.concatenate([a.mean(1) for a in layers])  # (S, T)
+        start, stop = text.content
+        within = membership @ np.concatenate([a[:, start:stop, start:stop].sum(1) for a in layers])
+        scores["attention_variance"].append(received.var(-1))
+        scores["attention_cv2"].append(received.var(-1) * received.shape[-1] ** 2)
+        within /= within.sum(-1, keepdims=True)
+        scores["content_cv2"].append(within.var(-1) * within.shape[-1] ** 2)
+        if number % 100 == 99:
+            log.info("read %d of %d problems", number + 1, len(problems))
+    return {name: np.stack(values, axis=1) for name, values in scores.items()}
+
+
+def mark(model: LanguageModel, tokenized: TokenizedText) -> Text:
+    """Returns where the content lies, where its last sentence starts, and where digits are."""
+    written = [model.tokenizer.decode([token]) for token in tokenized.input_ids]
+    start, stop = tokenized.content
+    ends = [i for i in range(start, stop - 2) if any(mark in written[i] for mark in ".!?")]
+    question = min(ends[-1] + 1, stop - 1) if ends else start + 1
+    digits = np.array([any(letter.isdigit() for letter in token) for token in written])
+    return Text((start, stop), question, digits)
+
+
+@torch.inference_mode()
+def attend(model: LanguageModel, text: TokenizedText) -> list[Floats]:
+    """Returns every layer's attention, (H, T, T) each."""
+    layers: list[Floats] = []
+
+    def keep(call: AttentionCall, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        rows = attention_rows(call, range(call.num_heads), 0, call.num_tokens)[0]
+        layers.append(rows.double().cpu().numpy())
+        return compute()
+
+    with intercept_attention(model.model, keep):
+        decoder_of(model.model)(input_ids=torch.tensor([text.input_ids]), use_cache=False)
+    return layers
+
+
+# correlations -------------------------------------------------------------------------------------
+
+
+def compare(
+    reading: str,
+    scores: Floats,
+    names: Sequence[str],
+    targets: Mapping[str, Floats],
+    half: int,
+) -> Iterator[dict[str, Any]]:
+    """Returns a row a set and target: correlations on both halves, and where random sets lie."""
+    halves = {"look": slice(0, half), "confirm": slice(half, None)}
+    length = targets["length"]
+    for target, wanted in targets.items():
+        found = {
+            part: np.array(
+                [
+                    partial_spearman(
+                        row[of], wanted[of], None if target == "length" else length[of]
+                    )
+                    for row in scores
+                ]
+            )
+            for part, of in halves.items()
+        }
+        for i, name in enumerate(names):
+            if ":" in name:
+                continue
+            row: dict[str, Any] = {"reading": reading, "heads": name, "target": target}
+            like = [j for j, other in enumerate(names) if other.startswith(f"{name}:")]
+            for part, values in found.items():
+                row[part] = float(values[i])
+                if like:
+                    row[f"random_{part}"] = float(values[like].mean())
+                    row[f"random_sd_{part}"] = float(values[like].std(ddof=1))
+                    row[f"z_{part}"] = (row[part] - row[f"random_{part}"]) / max(
+                        row[f"random_sd_{part}"], 1e-12
+                    )
+            yield row
+
+
+def partial_spearman(values: Floats, wanted: Floats, fixed: Floats | None) -> float:
+    """Returns Spearman's correlation without what the ranks of `fixed`, and their squares, say."""
+    ranks = [stats.rankdata(values), stats.rankdata(wanted)]
+    if fixed is not None:
+        of_fixed = stats.zscore(stats.rankdata(fixed))
+        design = np.stack([np.ones_like(of_fixed), of_fixed, of_fixed**2], axis=1)
+        ranks = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranks]
+    if min(np.ptp(r) for r in ranks) < 1e-9:
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def confirm(rows: Sequence[dict[str, Any]]) -> None:
+    """Says of every row whether it is a candidate by the first half, confirmed by the second."""
+    for row in rows:
+        row["is_candidate"] = row["is_confirmed"] = False
+    candidates = [
+        row for row in rows if row["target"] != "length" and abs(row.get("z_look", 0)) >= LOOK_Z
+    ]
+    # A t-quantile: the spread of the random sets is itself an estimate.
+    p_values = [
+        float(stats.t.sf(row["z_confirm"] * np.sign(row["z_look"]), df=NUM_RANDOM_SETS - 1))
+        for row in candidates
+    ]
+    order = np.argsort(p_values, kind="stable")
+    still = True
+    for rank, i in enumerate(order):
+        still = still and p_values[i] * (len(order) - rank) <= LEVEL
+        candidates[i].update(is_candidate=True, p_confirm=p_values[i], is_confirmed=bool(still))
+
+
+if __name__ == "__main__":
+    main()

@@ -29,7 +29,11 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     reports its failure too, and leaves the slot.
     """
     unfinished = dg.RunsFilter(
-        statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING],
+        statuses=[
+            dg.DagsterRunStatus.STARTED,
+            dg.DagsterRunStatus.STARTING,
+            dg.DagsterRunStatus.CANCELING,
+        ],
         tags={HOST_TAG: socket.gethostname()},
     )
     dead = [run for run in instance.get_runs(unfinished) if _is_dead(run)]

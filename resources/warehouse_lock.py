@@ -11,6 +11,7 @@ from circuitseer_assets.errors import WarehouseError
 
 _FIRST_WAIT_S = 0.02
 _LONGEST_WAIT_S = 1.0
+_HELD = ("Could not set lock", "Conflicting lock", "already open")
 
 
 def open_waiting(path: Path, *, read_only: bool, limit_s: float) -> duckdb.DuckDBPyConnection:
@@ -44,7 +45,7 @@ def _holder(error: duckdb.Error) -> str | None:
     message = str(error)
     if "with a different configuration" in message:
         return f"this process (PID {os.getpid()}, another of its threads)"
-    if "lock" not in message and "already open" not in message:
+    if not any(words in message for words in _HELD):  # "block" or a path may hold "lock" as well
         return None
     match = re.search(r"\(PID (\d+)\)", message)
     return f"the process with PID {match[1]}" if match else "another process"

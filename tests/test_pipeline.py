@@ -165,7 +165,10 @@ def test_nothing_is_stale_after_a_whole_run(
 
 
 @pytest.mark.long
-def test_a_run_whose_process_died_is_ended_and_holds_no_slot(first_run: Any, home: Home) -> None:
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+def test_a_run_whose_process_died_is_ended_and_holds_no_slot(
+    first_run: Any, home: Home, status: dg.DagsterRunStatus
+) -> None:
     home.set_environment()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -173,9 +176,8 @@ def test_a_run_whose_process_died_is_ended_and_holds_no_slot(first_run: Any, hom
         job = make_definitions(home).resolve_job_def("curate")
         run_id = str(uuid.uuid4())
         tags = {**process_tags(run_id), PID_TAG: f"{run_id}:{dead.pid}"}
-        started = dg.DagsterRunStatus.STARTED
-        run = instance.create_run_for_job(job, run_id=run_id, tags=tags, status=started)
-        again = instance.create_run_for_job(job, tags=tags, status=started)  # inherits the tags
+        run = instance.create_run_for_job(job, run_id=run_id, tags=tags, status=status)
+        again = instance.create_run_for_job(job, tags=tags, status=status)  # inherits the tags
         storage = instance.event_log_storage
         storage.set_concurrency_slots("duckdb", 1)
         claim = storage.claim_concurrency_slot("duckdb", run.run_id, "dbt_models")
@@ -186,7 +188,7 @@ def test_a_run_whose_process_died_is_ended_and_holds_no_slot(first_run: Any, hom
         assert left.status == dg.DagsterRunStatus.FAILURE
         assert storage.get_concurrency_info("duckdb").active_slot_count == 0
         [running] = instance.get_runs(dg.RunsFilter(run_ids=[again.run_id]))
-        assert running.status == started
+        assert running.status == status
         # One that somebody else reported as failed, as the server of the UI does, without its slot.
         assert storage.claim_concurrency_slot("duckdb", again.run_id, "dbt_models").is_claimed
         instance.report_run_failed(running)

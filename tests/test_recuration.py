@@ -53,7 +53,10 @@ class Corpus:
         )
 
     def set_corpus(self, **corpus: Any) -> None:
-        write_settings(self.home.folder, {**small_settings(), "corpus": corpus})
+        # One problem to be like: what is new in the corpus is then new in the pool.
+        benchmarks = {"benchmarks": [{"task": "word_problems", "num_problems": 1}]}
+        changes = {"corpus": corpus, "decontamination": benchmarks}
+        write_settings(self.home.folder, {**small_settings(), **changes})
 
     def write(self, name: str, rows: list[Row]) -> None:
         (self.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -51,7 +51,8 @@ NUM_EXAMPLES = 5
     kinds={"pytorch", "duckdb", "parquet"},
     deps=["pool", "head_ranking", settings_key("base_model"), settings_key("scoring")],
     code_version=CODE_VERSION,
-    description="How concentrated the reasoning heads' attention is on every prompt of the pool.",
+    description="What every sample of the pool is selected by: how unevenly the reasoning heads' "
+    "attention is spread over its prompt, unless `scoring.scorer` names another score.",
 )
 def sample_scores(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
     """Scores the samples of the pool that have no score by this scorer yet."""

@@ -13,7 +13,7 @@ _WHAT = {
     "decontamination": "the benchmarks that pool and probes are cleaned against",
     "probe_set": "how many probes of each kind, and which rows may become one",
     "head_ranking": "how heads are ablated, ranked and confirmed",
-    "scoring": "which reading of the heads' attention is the score",
+    "scoring": "what the score is: a scorer and, for attention, its reading",
     "selection": "budget, weights and the draw",
     "training": "the fine-tuning recipe",
     "evaluation": "which problems are answered, and how",

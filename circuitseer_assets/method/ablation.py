@@ -148,7 +148,6 @@ def ablated_loss_nats(
     inputs = _LayerInputs(parts, clean)
     attention = _AblatedAttention(kind, mean_outputs)
     losses = [0.0] * len(ablations)
-    # Entered once: choosing the attention of a model takes longer than a layer of a small one.
     with intercept_attention(parts.model, attention):
         for first in range(0, len(order), size):
             walk = order[first : first + size]

@@ -148,17 +148,19 @@ def intercept_attention(model: PreTrainedModel, interceptor: Interceptor) -> Ite
     """Returns a context in which `interceptor` computes the model's attention.
 
     The model's own attention is restored at the end, whatever happens; `StopForward` ends the
-    block quietly.
+    block quietly. Inside another such context only the interceptor changes, which costs nothing.
     """
     previous = model.config._attn_implementation
     token = _active.set(interceptor)
     try:
-        model.set_attn_implementation(IMPLEMENTATION)
+        if previous != IMPLEMENTATION:
+            model.set_attn_implementation(IMPLEMENTATION)
         with contextlib.suppress(StopForward):
             yield
     finally:
         _active.reset(token)
-        model.set_attn_implementation(previous)
+        if previous != IMPLEMENTATION:
+            model.set_attn_implementation(previous)
 
 
 # what one head does -------------------------------------------------------------------------------

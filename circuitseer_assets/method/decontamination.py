@@ -11,10 +11,12 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-from datasketch import MinHash, MinHashLSH
+from typing import TYPE_CHECKING
 
 from circuitseer_assets.records import Problem, Sample
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 _DASHES = re.compile(r"[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 _TOKENS = re.compile(
@@ -151,6 +153,8 @@ def match_near_duplicate(problems: Sequence[Problem]) -> Matcher:
 
     Reference: Broder 1997, On the resemblance and containment of documents.
     """
+    from datasketch import MinHashLSH
+
     index = MinHashLSH(threshold=_CANDIDATE_JACCARD, num_perm=_NUM_HASHES)
     pairs = [_ngrams(normalise_problem(problem.prompt).split(), 2) for problem in problems]
     for number, own in enumerate(pairs):
@@ -202,7 +206,9 @@ def _ngram_matcher(problems: Sequence[Problem], *, size: int, min_share: float) 
     return matches
 
 
-def _min_hash(pairs: set[tuple[str, ...]]) -> MinHash:
+def _min_hash(pairs: set[tuple[str, ...]]) -> "MinHash":
+    from datasketch import MinHash
+
     made = MinHash(num_perm=_NUM_HASHES, seed=1)
     made.update_batch([" ".join(pair).encode() for pair in pairs])
     return made

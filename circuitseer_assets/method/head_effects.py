@@ -25,6 +25,7 @@ from circuitseer_assets.method.ablation import (
     mean_head_outputs,
     run_clean,
 )
+from circuitseer_assets.method.attention import intercept_attention
 from circuitseer_assets.method.ranking_statistics import BoolArray, FloatArray
 from circuitseer_assets.records import HeadId, TokenizedText
 from circuitseer_assets.settings import HeadRankingSettings
@@ -93,9 +94,11 @@ class Laboratory:
         """Returns the effects of the heads in `which` on `texts`; the others' are NaN."""
         effects = np.full((len(self.heads), len(texts)), np.nan)
         clean = np.zeros(len(texts))
-        for i, text in enumerate(texts):
-            clean[i], measured = self._measure_one(text, which, progress)
-            effects[which, i] = measured[which]
+        # Entered once: choosing the attention of a model takes longer than a layer of a small one.
+        with intercept_attention(self.parts.model, lambda _, attend: attend()):
+            for i, text in enumerate(texts):
+                clean[i], measured = self._measure_one(text, which, progress)
+                effects[which, i] = measured[which]
         return Measured(effects, clean)
 
     def _measure_one(

@@ -416,6 +416,16 @@ for number in range(first, first + 5):
     assert warehouse.scored_sample_ids("scorer") == {f"s{number}" for number in range(8)}
 
 
+def test_a_damaged_file_is_not_taken_for_a_locked_one(tmp_path: Path) -> None:
+    path = tmp_path / "blocks" / "locked.duckdb"  # names that hold the word
+    path.parent.mkdir()
+    path.write_bytes(b"no database" * 1000)
+    started = time.monotonic()
+    with pytest.raises(WarehouseError, match="must be a DuckDB file of this version"):
+        Warehouse(path, wait_s=30).query("select 1")
+    assert time.monotonic() - started < 10
+
+
 def test_file_that_is_no_warehouse_is_refused(warehouse: Warehouse) -> None:
     warehouse.path.parent.mkdir()
     warehouse.path.write_text("text" * 5000)

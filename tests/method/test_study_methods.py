@@ -1,0 +1,75 @@
+"""The methods of a study: real settings, one change each, the same budget for all but two kinds."""
+
+import pytest
+
+from circuitseer_assets.errors import SettingsError
+from circuitseer_assets.method.scorers import SCORERS
+from circuitseer_assets.method.study_methods import (
+    METHODS,
+    PRIMARY_PAIRS,
+    SENSITIVITY_PAIR,
+    cell_settings,
+    find_method,
+)
+from circuitseer_assets.settings import PROJECT_ROOT, Settings, load_settings, parse_settings
+
+TINY = load_settings(PROJECT_ROOT / "presets/tiny.yaml")
+
+
+def settings_of(name: str, seed: int = 3) -> Settings:
+    slices = cell_settings(
+        find_method(name),
+        seed,
+        selection=TINY.slice("selection"),
+        training=TINY.slice("training"),
+        num_pool_tokens=100_000,
+    )
+    return parse_settings(TINY.model_dump(mode="json") | slices, origin=name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_a_setting_that_can_be_used(name: str) -> None:
+    settings = settings_of(name)
+    assert settings.scoring.scorer in SCORERS
+    assert settings.selection.seed == settings.training.seed == 3
+    same = settings.training.model_copy(update={"seed": TINY.training.seed})
+    assert same == TINY.training
+
+
+def test_no_two_methods_select_alike() -> None:
+    selected = {(repr(s.scoring), repr(s.selection)) for s in map(settings_of, METHODS)}
+    assert len(selected) == len(METHODS)
+
+
+def test_every_scorer_is_compared() -> None:
+    assert {settings_of(name).scoring.scorer for name in METHODS} == set(SCORERS)
+
+
+def test_budgets() -> None:
+    assert settings_of("full").selection.budget.fraction == 1.0
+    assert settings_of("random_tokens").selection.budget.tokens == 10_000
+    assert settings_of("ifd").selection.budget == TINY.selection.budget
+
+
+def test_random_heads_are_others_for_every_seed() -> None:
+    assert (
+        settings_of("random_heads", 1).scoring.seed != settings_of("random_heads", 2).scoring.seed
+    )
+    assert settings_of("all_heads", 1).scoring == settings_of("all_heads", 2).scoring
+
+
+def test_the_hypotheses_are_about_methods_there_are() -> None:
+    assert {name for pair in (*PRIMARY_PAIRS, SENSITIVITY_PAIR) for name in pair} <= set(METHODS)
+
+
+def test_unknown_methods_and_budgets_that_are_no_share_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"study\.methods must be among circuitseer, .* 'rand'"):
+        find_method("rand")
+    with pytest.raises(SettingsError, match=r"selection\.budget must be a fraction"):
+        cell_settings(
+            find_method("random_tokens"),
+            0,
+            selection={**TINY.slice("selection"), "budget": {"samples": 10}},
+            training=TINY.slice("training"),
+            num_pool_tokens=10,
+        )

@@ -108,18 +108,12 @@ def score_instruction_following_difficulty(
 
     Reference: Li et al., From Quantity to Quality, arXiv 2308.12032.
     """
-    for window in _windows(samples):
-        given = dict(_losses(reader, window, settings))
-        readable = [s for s in window if not isinstance(given[s.sample_id], UnscoredSample)]
-        alone = dict(_losses(reader, readable, settings, without_prompt=True))
-        for sample in window:
-            with_prompt, by_itself = given[sample.sample_id], alone.get(sample.sample_id)
-            if isinstance(with_prompt, UnscoredSample):
-                yield with_prompt
-            elif isinstance(by_itself, UnscoredSample):
-                yield by_itself
-            elif by_itself is not None:
-                yield _difficulty(sample.sample_id, with_prompt[1:], by_itself)
+    for sample_id, losses in _loss_pairs(reader, samples, settings, without_prompt=True):
+        if isinstance(losses, UnscoredSample):
+            yield losses
+        else:
+            with_prompt, by_itself = losses
+            yield _difficulty(sample_id, with_prompt[1:], by_itself)
 
 
 def _difficulty(
@@ -145,18 +139,33 @@ def score_attention_influence(
     (the loss of the response, as here). Which heads is the setting `scoring.heads`: theirs are
     retrieval heads.
     """
+    for sample_id, losses in _loss_pairs(reader, samples, settings, uniform=True):
+        if isinstance(losses, UnscoredSample):
+            yield losses
+        else:
+            clean, masked = (float(tokens.mean()) for tokens in losses)
+            rise = (masked - clean) / clean if clean > 0 else math.inf
+            yield _score_of(sample_id, max(rise, 0.0), len(losses[0]))
+
+
+def _loss_pairs(
+    reader: Reader, samples: Iterable[Sample], settings: ScoringSettings, **otherwise: bool
+) -> Iterator[tuple[str, tuple[Floats, Floats] | UnscoredSample]]:
+    """Returns the losses as the sample is and read otherwise, or the reason why one is missing."""
     for window in _windows(samples):
-        base = dict(_losses(reader, window, settings))
-        readable = [s for s in window if not isinstance(base[s.sample_id], UnscoredSample)]
-        masked = dict(_losses(reader, readable, settings, uniform=True))
+        plain = dict(_losses(reader, window, settings))
+        readable = [s for s in window if not isinstance(plain[s.sample_id], UnscoredSample)]
+        other = dict(_losses(reader, readable, settings, **otherwise))
         for sample in window:
-            clean, weakened = base[sample.sample_id], masked.get(sample.sample_id)
-            if isinstance(clean, UnscoredSample):
-                yield clean
-            elif weakened is not None and not isinstance(weakened, UnscoredSample):
-                loss = float(clean.mean())
-                rise = (float(weakened.mean()) - loss) / loss if loss > 0 else math.inf
-                yield _score_of(sample.sample_id, max(rise, 0.0), len(clean))
+            first = plain[sample.sample_id]
+            if isinstance(first, UnscoredSample):
+                yield sample.sample_id, first
+                continue
+            second = other[sample.sample_id]
+            if isinstance(second, UnscoredSample):
+                yield sample.sample_id, second
+            else:
+                yield sample.sample_id, (first, second)
 
 
 def _losses(

@@ -144,13 +144,16 @@ def tiny(tmp_path_factory):
     )
 
 
+def problem_texts(model, count: int, seed: int) -> list[TokenizedText]:
+    return [
+        model.tokenize(str(i), [Message("user", problem.prompt)])
+        for i, problem in enumerate(generate_problems(count, seed=seed, split="train"))
+    ]
+
+
 @pytest.mark.parametrize("reading", OPTIONS["reading"])
 def test_bfloat16_ranks_as_float32(tiny, reading):
-    problems = generate_problems(120, seed=3, split="train")
-    texts = [
-        tiny.tokenize(str(i), [Message("user", problem.prompt)])
-        for i, problem in enumerate(problems)
-    ]
+    texts = problem_texts(tiny, 120, seed=3)
     heads = [HeadId(0, 1), HeadId(2, 6), HeadId(4, 3), HeadId(5, 0)]
     exact = score(tiny.model, texts, heads=heads, reading=reading)
     coarse = score(
@@ -163,11 +166,7 @@ def test_bfloat16_ranks_as_float32(tiny, reading):
 
 @pytest.mark.parametrize("reading", OPTIONS["reading"])
 def test_bfloat16_depends_on_the_batch_by_its_own_rounding(tiny, reading):
-    problems = generate_problems(40, seed=4, split="train")
-    texts = [
-        tiny.tokenize(str(i), [Message("user", problem.prompt)])
-        for i, problem in enumerate(problems)
-    ]
+    texts = problem_texts(tiny, 40, seed=4)
     model = copy.deepcopy(tiny.model).to(torch.bfloat16)
     heads = [HeadId(0, 1), HeadId(2, 6), HeadId(4, 3), HeadId(5, 0)]
     together = score(model, texts, heads=heads, reading=reading)

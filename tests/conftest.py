@@ -1,5 +1,6 @@
 """Fixtures: small settings, and one whole run of the graph that many tests look at."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ os.environ.pop("CIRCUITSEER_SETTINGS", None)
 
 from circuitseer_assets.settings import PROJECT_ROOT
 
+CORPUS_COLUMNS = {"prompt": "prompt", "response": "response"}
 SMALL: dict[str, Any] = {
     "corpus": {"source": "word_problems", "num_samples": 200, "seed": 1},
     "decontamination": {"benchmarks": [{"task": "word_problems", "num_problems": 24}]},
@@ -146,6 +148,115 @@ def reconciled(session_reconciled: Reconciled) -> Iterator[Reconciled]:
         patch.setenv("CIRCUITSEER_HOME", str(folder))
         patch.setenv("DAGSTER_HOME", str(folder / "dagster"))
         yield session_reconciled
+
+
+class Corpus:
+    """A folder of JSONL files in a home of its own, and the job `curate` on it."""
+
+    def __init__(self, folder: Path) -> None:
+        import dagster as dg
+
+        from circuitseer_assets import checks, definitions
+        from circuitseer_assets.assets import slices
+        from jobs.full_pipeline import curate
+        from jobs.run import run_job
+        from resources.home import Home
+
+        self.folder = folder / "corpus"
+        self.folder.mkdir()
+        self.home = Home.prepared(folder / "home")
+        self.tokenised: list[str] = []
+        self.scored: list[str] = []
+        self.rankings = 0
+        self.configure()
+        self.defs = dg.Definitions(
+            assets=dg.load_assets_from_modules([slices, *definitions._STAGES]),
+            asset_checks=dg.load_asset_checks_from_modules([checks]),
+            jobs=[curate],
+            resources={"home": self.home},
+            executor=dg.in_process_executor,
+        )
+        self._run_job = run_job
+
+    def configure(self, **slices: dict[str, Any]) -> None:
+        """Makes the small settings with the folder's files, and then these slices, those in use."""
+        paths = [str(self.folder / "*.jsonl")]
+        # One problem to be like: what is new in the corpus is then new in the pool.
+        benchmarks = [{"task": "word_problems", "num_problems": 1}]
+        values = {
+            **small_settings(),
+            "corpus": {"source": "files", "paths": paths, "columns": CORPUS_COLUMNS},
+            "decontamination": {"benchmarks": benchmarks},
+            **slices,
+        }
+        write_settings(self.home.folder, values)
+
+    def write(self, name: str, rows: list[dict[str, str]]) -> None:
+        (self.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def curate(self) -> Any:
+        self.tokenised, self.scored, self.rankings = [], [], 0
+        return self._run_job(self.defs, self.home, "curate")
+
+    def version(self, run: Any, asset: str) -> str:
+        artifact = self.home.warehouse.find_artifact(run.of(asset, "artifact_id"))
+        assert artifact is not None
+        return artifact.data_version
+
+    def ids(self, sql: str, **params: str) -> set[str]:
+        return set(self.home.warehouse.query(sql, params)["sample_id"].to_pylist())
+
+    def members(self, run: Any) -> set[str]:
+        sql = "select sample_id from subset_members where subset_id = $id"
+        return self.ids(sql, id=run.of("subset", "artifact_id"))
+
+    def without(self, sample_id: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The rows of the one file there is, but for one sample's."""
+        sql = "select position from samples where sample_id = $id"
+        [position] = self.home.warehouse.query(sql, {"id": sample_id})["position"].to_pylist()
+        return rows[:position] + rows[position + 1 :]
+
+    def corpus_ids(self, run: Any) -> set[str]:
+        sql = "select sample_id from corpus_members where corpus_id = $id"
+        return self.ids(sql, id=run.of("corpus", "artifact_id"))
+
+    def scores(self) -> set[str]:
+        return self.ids("select sample_id from sample_scores")
+
+    def probes(self, run: Any) -> set[str]:
+        sql = "select sample_id from probe_members where probe_set_id = $id and kind != 'control'"
+        return self.ids(sql, id=run.of("probe_set", "artifact_id"))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    """Files in a home of their own; what is ranked, tokenised and scored there is counted."""
+    from circuitseer_assets.method import head_ranking, sample_scores
+    from resources.language_model import LanguageModel
+
+    for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # to be put back
+    made = Corpus(tmp_path)
+    rank_heads, score_samples = head_ranking.rank_heads, sample_scores.score_samples
+    tokenize = LanguageModel.tokenize
+
+    def count_ranking(*args: Any, **kwargs: Any) -> Any:
+        made.rankings += 1
+        return rank_heads(*args, **kwargs)
+
+    def count_scores(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        for result in score_samples(*args, **kwargs):
+            made.scored.append(result.sample_id)
+            yield result
+
+    def count_tokens(self: Any, sample_id: str, *args: Any, **kwargs: Any) -> Any:
+        made.tokenised.append(sample_id)
+        return tokenize(self, sample_id, *args, **kwargs)
+
+    monkeypatch.setattr(head_ranking, "rank_heads", count_ranking)
+    monkeypatch.setattr(sample_scores, "score_samples", count_scores)
+    monkeypatch.setattr(LanguageModel, "tokenize", count_tokens)
+    return made
 
 
 @pytest.fixture(scope="session")

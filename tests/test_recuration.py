@@ -1,125 +1,25 @@
 """New data: what a changed corpus tokenises and scores, what it keeps, and what the subset says."""
 
 import json
-import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import dagster as dg
 import huggingface_hub.constants
 import pyarrow.parquet as pq
 import pytest
 
-from circuitseer_assets import checks, definitions
-from circuitseer_assets.assets import slices
-from circuitseer_assets.method import head_ranking, sample_scores
 from circuitseer_assets.method.word_problems import generate_problems
-from jobs.full_pipeline import curate
-from jobs.run import PipelineRun, run_job
-from resources import language_model
-from resources.home import Home
-from tests.conftest import small_settings, write_settings
+from jobs.run import PipelineRun
+from tests.conftest import CORPUS_COLUMNS, Corpus
 
 pytestmark = pytest.mark.long
 
-COLUMNS = {"prompt": "prompt", "response": "response"}
 Row = dict[str, str]
 
 
 def problems(count: int, seed: int) -> list[Row]:
     generated = generate_problems(count, seed=seed, split="train")
     return [{"prompt": p.prompt, "response": p.response} for p in generated]
-
-
-class Corpus:
-    """A folder of JSONL files in a home of its own, and the job `curate` on it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "corpus"
-        self.folder.mkdir()
-        self.home = Home.prepared(folder / "home")
-        self.tokenised: list[str] = []
-        self.scored: list[str] = []
-        self.rankings = 0
-        self.set_corpus(source="files", paths=[str(self.folder / "*.jsonl")], columns=COLUMNS)
-        self.defs = dg.Definitions(
-            assets=dg.load_assets_from_modules([slices, *definitions._STAGES]),
-            asset_checks=dg.load_asset_checks_from_modules([checks]),
-            jobs=[curate],
-            resources={"home": self.home},
-            executor=dg.in_process_executor,
-        )
-
-    def set_corpus(self, **corpus: Any) -> None:
-        # One problem to be like: what is new in the corpus is then new in the pool.
-        benchmarks = {"benchmarks": [{"task": "word_problems", "num_problems": 1}]}
-        changes = {"corpus": corpus, "decontamination": benchmarks}
-        write_settings(self.home.folder, {**small_settings(), **changes})
-
-    def write(self, name: str, rows: list[Row]) -> None:
-        (self.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def curate(self) -> PipelineRun:
-        self.tokenised, self.scored, self.rankings = [], [], 0
-        return run_job(self.defs, self.home, "curate")
-
-    def version(self, run: PipelineRun, asset: str) -> str:
-        artifact = self.home.warehouse.find_artifact(run.of(asset, "artifact_id"))
-        assert artifact is not None
-        return artifact.data_version
-
-    def ids(self, sql: str, **params: str) -> set[str]:
-        return set(self.home.warehouse.query(sql, params)["sample_id"].to_pylist())
-
-    def members(self, run: PipelineRun) -> set[str]:
-        sql = "select sample_id from subset_members where subset_id = $id"
-        return self.ids(sql, id=run.of("subset", "artifact_id"))
-
-    def without(self, sample_id: str, rows: list[Row]) -> list[Row]:
-        """The rows of the one file there is, but for one sample's."""
-        sql = "select position from samples where sample_id = $id"
-        [position] = self.home.warehouse.query(sql, {"id": sample_id})["position"].to_pylist()
-        return rows[:position] + rows[position + 1 :]
-
-    def corpus_ids(self, run: PipelineRun) -> set[str]:
-        sql = "select sample_id from corpus_members where corpus_id = $id"
-        return self.ids(sql, id=run.of("corpus", "artifact_id"))
-
-    def scores(self) -> set[str]:
-        return self.ids("select sample_id from sample_scores")
-
-    def probes(self, run: PipelineRun) -> set[str]:
-        sql = "select sample_id from probe_members where probe_set_id = $id and kind != 'control'"
-        return self.ids(sql, id=run.of("probe_set", "artifact_id"))
-
-
-@pytest.fixture
-def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
-    for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))  # to be put back
-    made = Corpus(tmp_path)
-    rank_heads, score_samples = head_ranking.rank_heads, sample_scores.score_samples
-    tokenize = language_model.LanguageModel.tokenize
-
-    def count_ranking(*args: Any, **kwargs: Any) -> Any:
-        made.rankings += 1
-        return rank_heads(*args, **kwargs)
-
-    def count_scores(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        for result in score_samples(*args, **kwargs):
-            made.scored.append(result.sample_id)
-            yield result
-
-    def count_tokens(self: Any, sample_id: str, *args: Any, **kwargs: Any) -> Any:
-        made.tokenised.append(sample_id)
-        return tokenize(self, sample_id, *args, **kwargs)
-
-    monkeypatch.setattr(head_ranking, "rank_heads", count_ranking)
-    monkeypatch.setattr(sample_scores, "score_samples", count_scores)
-    monkeypatch.setattr(language_model.LanguageModel, "tokenize", count_tokens)
-    return made
 
 
 def assert_only_these_are_new(corpus: Corpus, run: PipelineRun, new: set[str]) -> None:
@@ -252,8 +152,9 @@ def test_a_new_revision_on_the_hub_scores_its_new_rows(
         (snapshot / "train.jsonl").write_text(text)
 
     def pin(commit: str) -> PipelineRun:
-        corpus.set_corpus(
-            source="hub", repo_id="someone/problems", revision=commit, columns=COLUMNS
+        columns, repo_id = CORPUS_COLUMNS, "someone/problems"
+        corpus.configure(
+            corpus={"source": "hub", "repo_id": repo_id, "revision": commit, "columns": columns}
         )
         return corpus.curate()
 

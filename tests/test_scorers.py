@@ -10,25 +10,20 @@ import pytest
 from circuitseer_assets.method.scorers import SCORERS
 from jobs.run import PipelineFailedError, PipelineRun
 from resources.export import export_subset
-from tests.conftest import small_settings, write_settings
-from tests.test_recuration import Corpus, corpus  # noqa: F401 - a fixture
+from tests.conftest import Corpus
 
 pytestmark = pytest.mark.long
 
 NOISY = {"source": "word_problems", "num_samples": 160, "seed": 1, "wrong_share": 0.4}
 
 
-def select(corpus: Corpus, **scoring: Any) -> PipelineRun:  # noqa: F811
-    changes = {
-        "corpus": NOISY,
-        "scoring": scoring,
-        "selection": {"budget": {"fraction": 0.2}, "sampling": "top"},
-    }
-    write_settings(corpus.home.folder, {**small_settings(), **changes})
+def select(corpus: Corpus, **scoring: Any) -> PipelineRun:
+    selection = {"budget": {"fraction": 0.2}, "sampling": "top"}
+    corpus.configure(corpus=NOISY, scoring=scoring, selection=selection)
     return corpus.curate()
 
 
-def test_every_scorer_selects_its_highest_scores(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+def test_every_scorer_selects_its_highest_scores(corpus: Corpus, tmp_path: Path) -> None:
     scorer_ids = set()
     for name in SCORERS:
         if name == "quality":

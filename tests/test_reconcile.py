@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from circuitseer_assets import definitions
+from circuitseer_assets.assets.stage import StageRun
 from circuitseer_assets.method import head_ranking, sample_scores
 from circuitseer_assets.settings import PROJECT_ROOT
 from jobs.plan import Planned, make_plan
@@ -29,8 +31,9 @@ from jobs.reconcile import Reconciliation
 from jobs.run import PipelineFailedError
 from jobs.staleness import asset_graph_of, find_stale
 from resources.dead_runs import HOST_TAG
+from resources.generation import AnsweringModel
 from resources.home import Home
-from tests.conftest import Reconciled
+from tests.conftest import SMALL, Reconciled
 
 pytestmark = pytest.mark.long
 
@@ -46,6 +49,8 @@ STAGES = (
     "audit",
 )
 AFTER_SUBSET = ("checkpoint", "evaluation", "audit")
+WITH_FORWARDS = {"head_ranking", "sample_scores", "checkpoint", "evaluation"}
+A_CHECK = "a check"
 
 
 def after(stage: str) -> tuple[str, ...]:
@@ -54,20 +59,45 @@ def after(stage: str) -> tuple[str, ...]:
 
 
 class Counts:
-    """What the expensive functions really did."""
+    """What was really computed; forwards by the stage that was being made."""
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        self.rankings = self.scored = self.optimiser_steps = self.forwards = self.evaluations = 0
+        self.forwards: Counter[str] = Counter()
+        self.rankings = self.scored = self.optimiser_steps = 0
+        self.answers = self.generated_tokens = 0
+
+    def assert_only(self, done: Reconciliation) -> None:
+        """Returns if it was what the reconciliation says it computed, and nothing else."""
+        computed = set(done.computed)
+        assert self.forwards.keys() - {A_CHECK} == computed & WITH_FORWARDS
+        # The check of a checkpoint, also of one that was there already, asks it for one token.
+        assert self.forwards[A_CHECK] <= 1
+        assert self.rankings == ("head_ranking" in computed)
+        assert (self.scored > 0) == ("sample_scores" in computed)
+        num_steps = done.of("checkpoint", "num_steps") if "checkpoint" in computed else 0
+        assert self.optimiser_steps == num_steps
+        assert (self.answers > 0) == ("evaluation" in computed)
+        most = self.answers * SMALL["evaluation"]["max_new_tokens"]
+        assert self.answers <= self.generated_tokens <= most
 
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counts]:
     counted = Counts()
-    evaluate = definitions.evaluation.evaluate
+    making = A_CHECK
+    make, generate = StageRun._make, AnsweringModel._generate
     rank_heads, score_samples = head_ranking.rank_heads, sample_scores.score_samples
+
+    def note_stage(self: StageRun, stage: str, *args: Any) -> Any:
+        nonlocal making
+        making = stage
+        try:
+            return make(self, stage, *args)
+        finally:
+            making = A_CHECK
 
     def count_ranking(*args: Any, **kwargs: Any) -> Any:
         counted.rankings += 1
@@ -78,17 +108,21 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counts]:
             counted.scored += 1
             yield result
 
-    def count_evaluation(*args: Any, **kwargs: Any) -> Any:
-        counted.evaluations += 1
-        return evaluate(*args, **kwargs)
+    def count_tokens(*args: Any, **kwargs: Any) -> list[list[int]]:
+        responses = generate(*args, **kwargs)
+        counted.answers += len(responses)
+        counted.generated_tokens += sum(map(len, responses))
+        return responses
 
     def count_forward(module: torch.nn.Module, args: Any) -> None:
-        counted.forwards += type(module).__name__ == "Qwen2Model"
+        if type(module).__name__ == "Qwen2Model":
+            counted.forwards[making] += 1
 
     def count_step(*args: Any) -> None:
         counted.optimiser_steps += 1
 
-    monkeypatch.setattr(definitions.evaluation, "evaluate", count_evaluation)
+    monkeypatch.setattr(StageRun, "_make", note_stage)
+    monkeypatch.setattr(AnsweringModel, "_generate", count_tokens)
     monkeypatch.setattr(head_ranking, "rank_heads", count_ranking)
     monkeypatch.setattr(sample_scores, "score_samples", count_scores)
     hooks = [
@@ -154,7 +188,8 @@ def test_nothing_changed_nothing_runs(
     again = change()
     assert again.run_ids == () == again.computed == again.reused
     assert set(again.untouched) == set(STAGES)
-    assert counts.forwards == counts.optimiser_steps == 0
+    assert not counts.forwards
+    assert counts.optimiser_steps == counts.generated_tokens == 0
     assert again.saved_s > 1
     assert set(actions(make_plan(defs, home)).values()) == {"fresh"}
 
@@ -175,6 +210,11 @@ MATRIX: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...], str]] = {
     "training": ({"training": {"max_steps": 18}}, after("checkpoint"), "settings/training changed"),
     "evaluation": (
         {"evaluation": {"max_problems": 12}},
+        after("evaluation"),
+        "settings/evaluation changed",
+    ),
+    "repeats": (
+        {"evaluation": {"num_repeats": 2, "temperature": 0.7}},
         after("evaluation"),
         "settings/evaluation changed",
     ),
@@ -207,15 +247,12 @@ def test_a_changed_setting_computes_what_lies_downstream_and_going_back_nothing(
     done = change(**changes)
     assert set(done.computed) == set(computed)
     assert set(done.untouched) == set(STAGES) - set(computed)
-    assert counts.rankings == 0
+    counts.assert_only(done)
     num_pool = first.of("pool", "num_samples")
     assert counts.scored == (num_pool if "sample_scores" in computed else 0)
     # The base model answers again only where the questions are others.
-    assert counts.evaluations == (2 if changed_stage == "evaluation" else "evaluation" in computed)
-    if "checkpoint" in computed:
-        assert counts.optimiser_steps == done.of("checkpoint", "num_steps")
-    else:
-        assert counts.optimiser_steps == 0
+    num_models = 2 if changed_stage == "evaluation" else 1
+    assert counts.answers == num_models * done.of("evaluation", "num_outcomes")
 
     counts.start()
     reconciled.write()
@@ -223,9 +260,7 @@ def test_a_changed_setting_computes_what_lies_downstream_and_going_back_nothing(
     back = change()
     assert back.computed == ()
     assert set(back.reused) == set(computed)
-    # One forward at most: the check asks the checkpoint for one token.
-    assert counts.forwards <= 1
-    assert counts.optimiser_steps == 0
+    counts.assert_only(back)
     for stage in STAGES:
         assert back.of(stage, "artifact_id") == first.of(stage, "artifact_id")
 
@@ -240,12 +275,18 @@ def test_another_base_model_leaves_corpus_and_probes(
     change()
     changes = {"base_model": {"source": "local", "path": str(other_model)}}
     assert "settings/base_model changed" in reason(reconciled, "head_ranking", **changes)
+    counts.start()
     done = change(**changes)
     assert set(done.computed) == set(after("head_ranking"))
     assert set(done.untouched) == {"corpus", "probe_set", "pool"}
-    assert counts.rankings == 1
+    counts.assert_only(done)
     assert counts.scored == first.of("pool", "num_samples")
-    assert change().computed == ()
+    assert counts.answers == 2 * done.of("evaluation", "num_outcomes")
+
+    counts.start()
+    back = change()
+    assert back.computed == ()
+    counts.assert_only(back)
 
 
 def test_new_rows_alone_are_scored_and_the_probes_stay(
@@ -254,15 +295,20 @@ def test_new_rows_alone_are_scored_and_the_probes_stay(
     change()
     more = {"corpus": {"num_samples": first.of("corpus", "num_samples") + 4}}
     assert "settings/corpus changed" in reason(reconciled, "corpus", **more)
+    counts.start()
     grown = change(**more)
-    assert counts.rankings == 0
+    counts.assert_only(grown)
     assert "head_ranking" in grown.untouched
     assert grown.of("probe_set", "artifact_id") == first.of("probe_set", "artifact_id")
     new = grown.of("pool", "num_samples") - first.of("pool", "num_samples")
     assert 0 < new <= 4
     assert counts.scored == new
     assert grown.of("sample_scores", "num_scored_anew") == new
-    change()
+
+    counts.start()
+    back = change()
+    assert back.computed == ()
+    counts.assert_only(back)
 
 
 def test_another_list_of_benchmarks_leaves_the_corpus_as_read(
@@ -271,15 +317,21 @@ def test_another_list_of_benchmarks_leaves_the_corpus_as_read(
     change()
     longer = {"decontamination": {"benchmarks": [{"task": "word_problems", "num_problems": 29}]}}
     assert "settings/decontamination changed" in reason(reconciled, "pool", **longer)
+    counts.start()
     done = change(**longer)
+    counts.assert_only(done)
     assert "corpus" in done.untouched
     assert "pool" in done.computed
     # No sample was like the five new problems: the pool is what it was, and the chain is cut there.
     assert done.of("pool", "num_samples") == first.of("pool", "num_samples")
     assert {"head_ranking", "sample_scores", "subset", "checkpoint"} <= set(done.untouched)
     assert {"evaluation", "audit"} <= set(done.computed)  # five more problems are asked
-    assert counts.rankings == counts.scored == counts.optimiser_steps == 0
-    change()
+    assert counts.answers == 2 * done.of("evaluation", "num_outcomes")
+
+    counts.start()
+    back = change()
+    assert back.computed == ()
+    counts.assert_only(back)
 
 
 def test_a_failed_blocking_check_stops_what_lies_below_also_on_the_next_call(

@@ -2,6 +2,11 @@
 
 A killed process reports nothing. Dagster goes on showing its run as started, and a slot of a
 concurrency pool that it held would keep every later run waiting.
+
+A run names its process by PID and start: after a reboot the PID may be another's. Where the system
+does not tell when a process started (`start_of`), the PID alone decides. Only this host's runs are
+looked at: whether another host's process is alive cannot be seen from here, so its runs are left as
+they are until a run starts there.
 """
 
 import os
@@ -9,7 +14,7 @@ import socket
 
 import dagster as dg
 
-from resources.processes import is_running
+from resources.processes import is_running, start_of
 
 PID_TAG, HOST_TAG = "circuitseer/pid", "circuitseer/host"
 
@@ -19,7 +24,8 @@ def process_tags(run_id: str) -> dict[str, str]:
 
     A run that is started again inherits its parent's tags: they name the run they are of.
     """
-    return {PID_TAG: f"{run_id}:{os.getpid()}", HOST_TAG: socket.gethostname()}
+    pid = os.getpid()
+    return {PID_TAG: f"{run_id}:{pid}:{start_of(pid)}", HOST_TAG: socket.gethostname()}
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
@@ -48,5 +54,6 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
 
 
 def _is_dead(run: dg.DagsterRun) -> bool:
-    run_id, _, pid = run.tags[PID_TAG].partition(":")
-    return run_id == run.run_id and not is_running(int(pid))
+    run_id, _, process = run.tags[PID_TAG].partition(":")
+    pid, _, start = process.partition(":")
+    return run_id == run.run_id and not is_running(int(pid), start)

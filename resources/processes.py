@@ -11,15 +11,34 @@ from filelock import FileLock, Timeout
 log = logging.getLogger("circuitseer")
 
 
-def is_running(pid: int) -> bool:
-    """Returns whether a process with this PID is there, whoever owns it."""
+def start_of(pid: int) -> str:
+    """Returns what tells a process from every other that had or will have its PID.
+
+    It is the system's start and the process's, in ticks since then, as Linux's /proc has them:
+    neither moves when the clock is set. Empty where that is not to be had.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return ""
+    # The second field is the program's name in parentheses, and may hold spaces and parentheses;
+    # the start is the 22nd (proc(5)).
+    return f"{boot}/{stat.rpartition(')')[2].split()[22 - 3]}"
+
+
+def is_running(pid: int, start: str = "") -> bool:
+    """Returns whether a process with this PID is there, whoever owns it.
+
+    With a `start`, as of `start_of`, it has to be the very process; an unknown one decides nothing.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return not start or start_of(pid) in ("", start)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ next call takes that asset up again first: nothing below it is made before the c
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
-from jobs.run import PipelineFailedError, PipelineRun, observe_now, run_job
+from jobs.run import Metadata, PipelineFailedError, PipelineRun, observe_now, run_job
 from jobs.staleness import asset_graph_of, find_stale, kept_fresh, next_frontier
 from resources.home import Home
 from resources.processes import one_at_a_time
@@ -31,7 +31,7 @@ class Reconciliation:
 
     run_ids: tuple[str, ...]
     duration_s: float
-    metadata: Mapping[str, Mapping[str, Any]]
+    metadata: Metadata
     computed: tuple[str, ...]
     reused: tuple[str, ...]
     untouched: tuple[str, ...]
@@ -49,22 +49,32 @@ def reconcile(defs: dg.Definitions, home: Home) -> Reconciliation:
     home come one after the other.
 
     Raises:
-        PipelineFailedError: a step or a blocking check failed.
+        PipelineFailedError: a step or a blocking check failed; what was computed before is logged,
+            and kept for the next call.
     """
     home.set_environment()
     started = time.monotonic()
     graph = asset_graph_of(defs)
+    runs: list[PipelineRun] = []
     with one_at_a_time(home.lock_file("reconcile"), f"making what is out of date in {home.folder}"):
-        runs = _make_until_fresh(defs, home, graph)
+        try:
+            _make_until_fresh(defs, home, graph, runs)
+        except PipelineFailedError as error:
+            is_reused = _find_reused([*(run.metadata for run in runs), error.metadata])
+            if computed := [stage for stage, reused in is_reused.items() if not reused]:
+                log.info("computed before the failure, and kept: %s", ", ".join(computed))
+            raise
     return _summarise(runs, _latest_metadata(graph), time.monotonic() - started)
 
 
-def _make_until_fresh(defs: dg.Definitions, home: Home, graph: AssetGraph) -> list[PipelineRun]:
+def _make_until_fresh(
+    defs: dg.Definitions, home: Home, graph: AssetGraph, runs: list[PipelineRun]
+) -> None:
+    """Returns when nothing is stale; every run that reached its end is then in `runs`."""
     changed = observe_now(home)
     if changed:
         log.info("changed settings: %s", ", ".join(changed))
     tags = {"circuitseer/reconciliation": uuid.uuid4().hex[:8]}
-    runs: list[PipelineRun] = []
     reasons: dict[dg.AssetKey, str] = {}
     while True:
         with dg.DagsterInstance.get() as instance:
@@ -73,7 +83,7 @@ def _make_until_fresh(defs: dg.Definitions, home: Home, graph: AssetGraph) -> li
             frontier = set(stale) if whole else next_frontier(graph, stale.keys())
             _refuse_what_stays_stale(instance, frontier, stale, runs, reasons)
         if not frontier:
-            return runs
+            return
         for key in sorted(frontier & stale.keys()):
             log.info("%s: %s", key.to_user_string(), stale[key])
             reasons[key] = stale[key]
@@ -110,24 +120,29 @@ def _latest_metadata(graph: AssetGraph) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _find_reused(runs: Iterable[Metadata]) -> dict[str, bool]:
+    """Returns of every stage that these runs materialised whether its artifact was there before."""
+    return {
+        asset: bool(values["reused"])
+        for metadata in runs
+        for asset, values in metadata.items()
+        if "reused" in values
+    }
+
+
 def _summarise(
     runs: list[PipelineRun], metadata: dict[str, dict[str, Any]], duration_s: float
 ) -> Reconciliation:
-    ran = {
-        asset: values
-        for run in runs
-        for asset, values in run.metadata.items()
-        if "reused" in values
-    }
+    ran = _find_reused(run.metadata for run in runs)
     stages = [asset for asset, values in metadata.items() if "reused" in values]
-    reused = tuple(asset for asset in stages if asset in ran and ran[asset]["reused"])
+    reused = tuple(asset for asset in stages if ran.get(asset))
     untouched = tuple(asset for asset in stages if asset not in ran)
     spared = (metadata[asset].get("duration_s", 0.0) for asset in (*reused, *untouched))
     return Reconciliation(
         run_ids=tuple(run.run_id for run in runs),
         duration_s=duration_s,
         metadata=metadata,
-        computed=tuple(asset for asset in stages if asset in ran and not ran[asset]["reused"]),
+        computed=tuple(asset for asset in stages if asset in ran and not ran[asset]),
         reused=reused,
         untouched=untouched,
         saved_s=float(sum(spared)),

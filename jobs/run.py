@@ -13,9 +13,15 @@ from circuitseer_assets.errors import CircuitSeerError
 from jobs.observe_settings import find_changed_slices
 from resources.home import Home
 
+Metadata = Mapping[str, Mapping[str, Any]]
+
 
 class PipelineFailedError(CircuitSeerError):
-    """A run of the graph did not reach its end."""
+    """A run of the graph did not reach its end; `metadata` is of what it made before."""
+
+    def __init__(self, message: str, metadata: Metadata | None = None) -> None:
+        super().__init__(message)
+        self.metadata = metadata or {}
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class PipelineRun:
 
     run_id: str
     duration_s: float
-    metadata: dict[str, dict[str, Any]]
+    metadata: Metadata
 
     def of(self, asset: str, name: str) -> Any:
         """Returns one metadata value of one asset."""
@@ -64,16 +70,16 @@ def run_job(
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
-        if not result.success:
-            raise PipelineFailedError(_first_failure(result))
-    metadata = {
-        event.asset_key.to_user_string(): {
-            name: value.value
-            for name, value in event.step_materialization_data.materialization.metadata.items()
+        metadata = {
+            event.asset_key.to_user_string(): {
+                name: value.value
+                for name, value in event.step_materialization_data.materialization.metadata.items()
+            }
+            for event in result.get_asset_materialization_events()
+            if event.asset_key is not None
         }
-        for event in result.get_asset_materialization_events()
-        if event.asset_key is not None
-    }
+        if not result.success:
+            raise PipelineFailedError(_first_failure(result), metadata)
     return PipelineRun(result.run_id, time.monotonic() - started, metadata)
 
 

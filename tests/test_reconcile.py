@@ -24,6 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from circuitseer_assets import definitions
 from circuitseer_assets.assets.stage import StageRun
+from circuitseer_assets.errors import SettingsError
 from circuitseer_assets.method import head_ranking, sample_scores
 from circuitseer_assets.settings import PROJECT_ROOT
 from jobs.plan import Planned, make_plan
@@ -359,6 +360,35 @@ def test_a_failed_blocking_check_stops_what_lies_below_also_on_the_next_call(
     assert "its blocking check subset_is_the_budget failed" in step.reason
     assert latest_id("checkpoint") == before
     assert change().of("checkpoint", "artifact_id") == before  # back to a subset that passes
+
+
+def test_a_failure_says_what_was_computed_before_it(
+    first: Reconciliation,
+    change: Change,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    counts: Counts,
+) -> None:
+    def fail(*args: object) -> None:
+        raise SettingsError("training must work, and does not; mend it")
+
+    change()
+    monkeypatch.setattr(definitions.checkpoint, "_fine_tune", fail)
+    caplog.set_level("INFO", "circuitseer")
+    formula = {"scoring": {"reading": "attention_lift"}}
+    # Scores and subset are made in runs of their own before the checkpoint's fails.
+    with pytest.raises(PipelineFailedError, match="training must work"):
+        change(**formula)
+    said = "computed before the failure, and kept: "
+    assert f"{said}sample_scores, subset" in caplog.messages
+    assert counts.scored == first.of("pool", "num_samples")
+
+    caplog.clear()
+    with pytest.raises(PipelineFailedError, match="training must work"):
+        change(**formula)
+    assert not [message for message in caplog.messages if said in message]
+    assert counts.scored == first.of("pool", "num_samples")
+    change()
 
 
 def test_lost_files_are_made_again(

@@ -18,7 +18,7 @@ from circuitseer_assets.settings import AutomationSettings, Columns, HubCorpus
 from jobs import automation
 from jobs.run import PipelineFailedError, observe_now, run_job
 from jobs.staleness import REPORTS_GROUP, asset_graph_of, kept_fresh, next_frontier
-from resources.alerts import post_alert
+from resources import alerts
 from resources.home import Home
 from tests.conftest import Reconciled, small_settings, write_settings
 
@@ -302,14 +302,18 @@ def test_a_wrong_schedule_is_refused_in_one_sentence(wrong: dict[str, str]) -> N
 
 @pytest.fixture
 def webhook() -> Iterator[tuple[str, list[Any]]]:
-    """The address of a server that keeps what it is told."""
+    """The address of a server that keeps what it is told, and answers as the path asks."""
     told: list[Any] = []
 
     class Keep(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             told.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(404 if "missing" in self.path else 200)
-            self.end_headers()
+            # /503/200: first the one, then the other; the last for good.
+            asked = self.path.strip("/").split("/")
+            answer = asked[min(len(told), len(asked)) - 1] or "200"
+            if answer != "silence":
+                self.send_response(int(answer))
+                self.end_headers()
 
         def log_message(self, *args: object) -> None:
             pass
@@ -349,11 +353,55 @@ def test_a_failed_run_is_told_to_the_webhook(
     assert "failing" in message["text"]
 
 
-@pytest.mark.parametrize("wrong", ["ftp://127.0.0.1/x-secret", "x-secret", "{address}/missing"])
+@pytest.mark.parametrize(("answers", "num_tries"), [("200", 1), ("503/200", 2), ("500/429/200", 3)])
+def test_a_webhook_that_fails_for_a_moment_is_told_all_the_same(
+    webhook: tuple[str, list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    answers: str,
+    num_tries: int,
+) -> None:
+    monkeypatch.setattr(alerts, "PAUSES_S", (0.01, 0.01))
+    address, told = webhook
+    alerts.post_alert(f"{address}/{answers}", "hello")
+    assert told == [{"text": "hello"}] * num_tries
+
+
+@pytest.mark.parametrize(
+    ("answers", "said", "num_tries"),
+    [
+        ("503", "it answered 503", 3),
+        ("404/200", "it answered 404", 1),
+        ("silence/200", "without response", 1),  # it may have been taken: once is enough
+    ],
+)
+def test_a_webhook_is_tried_three_times_and_one_that_refuses_once(
+    webhook: tuple[str, list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    answers: str,
+    said: str,
+    num_tries: int,
+) -> None:
+    monkeypatch.setattr(alerts, "PAUSES_S", (0.01, 0.01))
+    address, told = webhook
+    with pytest.raises(AlertError, match=said):
+        alerts.post_alert(f"{address}/{answers}", "hello")
+    assert len(told) == num_tries
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "ftp://127.0.0.1/x-secret",
+        "x-secret",
+        "{address}/404",
+        "{address}/x secret",
+        "http://h:secret",
+    ],
+)
 def test_a_webhook_that_takes_nothing_is_an_error_that_keeps_the_secret(
     webhook: tuple[str, list[Any]], wrong: str
 ) -> None:
     with pytest.raises(AlertError, match="failure webhook") as error:
-        post_alert(wrong.format(address=webhook[0]), "hello")
+        alerts.post_alert(wrong.format(address=webhook[0]), "hello")
     assert "secret" not in str(error.value)
     assert webhook[0] not in str(error.value)

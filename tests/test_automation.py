@@ -150,6 +150,13 @@ def test_conditions_sensors_and_schedules_are_off_until_switched_on(
     defs = definitions.make_definitions(Home.prepared(home_folder))
     on = {sensor.name for sensor in defs.sensors if sensor.default_status.value == "RUNNING"}
     assert on == {"observe_settings"}
+    assert {sensor.name: sensor.minimum_interval_seconds for sensor in defs.sensors} == {
+        "observe_settings": 30,
+        "make_cheap_stages": 30,
+        "make_expensive_stages": 60,
+        "recurate_on_new_data": 300,
+        "alert_on_failure": 60,
+    }
     assert {schedule.default_status.value for schedule in defs.schedules} == {"STOPPED"}
     graph = defs.resolve_asset_graph()
     stages = {key for key in graph.materializable_asset_keys if not graph.get(key).is_partitioned}

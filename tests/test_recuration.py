@@ -80,6 +80,17 @@ def test_files_that_grow_shrink_change_and_move(corpus: Corpus) -> None:
     assert back.of("corpus", "artifact_id") == moved.of("corpus", "artifact_id")
     assert back.of("subset", "artifact_id") == moved.of("subset", "artifact_id")
 
+    # a whole file deleted: its rows leave, their scores stay
+    (corpus.folder / "c.jsonl").unlink()
+    fewer = corpus.curate()
+    gone = corpus.ids("select sample_id from samples where source = 'c.jsonl'")
+    assert 0 < len(gone) <= 3
+    assert corpus.corpus_ids(fewer) == corpus.corpus_ids(back) - gone
+    assert_only_these_are_new(corpus, fewer, set())
+    assert gone <= corpus.scores()
+    assert gone.isdisjoint(corpus.members(fewer))
+    assert fewer.of("probe_set", "artifact_id") == probes
+
 
 def _prompts_of_probes(corpus: Corpus) -> set[str]:
     found = set()

@@ -15,20 +15,31 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from unittest import mock
 
 import dagster as dg
+import pyarrow.parquet as pq
 import torch
 import yaml
 
 from bench.measure import log, print_result, start_logging
 from bench.models import CACHE, MODELS
-from circuitseer_assets.settings import PROJECT_ROOT, Settings, load_settings
+from circuitseer_assets.method.weights import weigh_samples
+from circuitseer_assets.settings import (
+    PROJECT_ROOT,
+    Budget,
+    SelectionSettings,
+    Settings,
+    load_settings,
+)
 from resources.corpora import columns_of, read_rows
+from resources.draw import draw_subset
 
 CURATE = ("corpus", "probe_set", "head_ranking", "sample_scores", "subset")
 NEW_SHARE = 0.01
+NUM_DRAWS = 20
 # A step costs a second or two whatever it does: too few rows of a small model measure only that.
 NUM_ROWS = {"tiny": 20_000, "smollm2": 2_200}
 # Training and evaluation follow a changed subset; they are not what is measured here.
@@ -173,9 +184,13 @@ def measure(name: str, num_rows: int, folder: Path) -> dict[str, Any]:
         "one_percent_rows_scored": watch.rows_scored,
         "one_percent_rows_scored_amiss": abs(watch.rows_scored - num_new_in_pool),
         "one_percent_rows_scored_share": watch.rows_scored / num_pool,
+        "one_percent_reused": 1 - watch.rows_scored / num_pool,
         "one_percent_scoring_share": scoring_s / full_s,
         "one_percent_displaced_share": grown.of("subset", "num_removed")
         / budget.of("subset", "num_samples"),
+        "one_percent_displaced_share_fixed_samples": share_displaced(
+            Path(budget.of("sample_scores", "folder")), Path(grown.of("sample_scores", "folder"))
+        ),
         "full_curation_s": full_s,
         "budget_change_s": budget_s,
         "one_percent_scoring_s": scoring_s,
@@ -214,6 +229,25 @@ def write_settings(home: Path, settings: Settings, corpus: Path, *, fraction: fl
     }
     values["selection"]["budget"] = {"fraction": fraction}
     (home / "settings.yaml").write_text(yaml.safe_dump({**values, **SHORT}))
+
+
+def share_displaced(before: Path, after: Path) -> float:
+    """Returns the share of a subset of a fixed number of samples that the new scores displace.
+
+    A budget of a share grows with the pool, and may displace nobody; here every new member takes
+    an old one's place. It is a mean over seeds, of a tenth of the first pool drawn from both.
+    """
+    pools = [pq.read_table(folder / "scores.parquet") for folder in (before, after)]
+    num_samples = round(0.1 * pools[0].num_rows)
+    shares = []
+    for seed in range(NUM_DRAWS):
+        settings = SelectionSettings(budget=Budget(samples=num_samples), seed=seed)
+        was, now = (
+            set(draw_subset(weigh_samples(pool, settings), settings)["sample_id"].to_pylist())
+            for pool in pools
+        )
+        shares.append(len(was - now) / num_samples)
+    return fmean(shares)
 
 
 def step_seconds(run_ids: Sequence[str], step: str) -> float:

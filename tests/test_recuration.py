@@ -133,7 +133,11 @@ def test_a_probe_that_vanishes_is_replaced_alone(corpus: Corpus) -> None:
     assert corpus.rankings == 1
 
 
-def test_one_percent_of_new_rows_displaces_about_as_much(corpus: Corpus) -> None:
+@pytest.mark.parametrize("budget", [{"fraction": 0.1}, {"samples": 80}], ids=["share", "number"])
+def test_one_percent_of_new_rows_displaces_about_as_much(
+    corpus: Corpus, budget: dict[str, float]
+) -> None:
+    corpus.configure(selection={"budget": budget})
     rows = problems(800, seed=7)
     corpus.write("a.jsonl", rows[:-8])
     first = corpus.curate()
@@ -142,6 +146,10 @@ def test_one_percent_of_new_rows_displaces_about_as_much(corpus: Corpus) -> None
     new = corpus.corpus_ids(second) - corpus.corpus_ids(first)
     assert_only_these_are_new(corpus, second, new)
     gone = corpus.members(first) - corpus.members(second)
+    joined = corpus.members(second) - corpus.members(first)
+    if "samples" in budget:  # a new row takes an old one's place
+        assert joined <= new
+        assert len(joined) == len(gone)
     # Of 80 members about one; four would be more than three standard deviations away.
     assert len(gone) <= 3
     assert sum(second.of("subset", "removed").values()) == len(gone)

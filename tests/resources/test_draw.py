@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from scipy.stats import chisquare
+from scipy.stats import chisquare, hypergeom
 
 from circuitseer_assets.errors import SettingsError, WarehouseError
 from circuitseer_assets.method.subset import Candidate
@@ -141,14 +141,26 @@ def test_weight_zero_is_never_drawn(sampling: str) -> None:
 
 
 def test_one_percent_of_like_scored_new_rows_displaces_about_one_percent() -> None:
-    settings = SelectionSettings(budget=Budget(samples=2000))
-    old, new = scored_pool(20_000), scored_pool(200, seed=1, prefix="new")
-    before = ids(draw_subset(weigh_samples(old, settings), settings))
-    after = ids(draw_subset(weigh_samples(pa.concat_tables([old, new]), settings), settings))
-    joined, left = set(after) - set(before), set(before) - set(after)
-    assert all(sample_id.startswith("new") for sample_id in joined)
-    assert 0.005 < len(left) / 2000 < 0.015
-    assert left == set(before[2000 - len(left) :])  # those whose keys were the largest
+    """Of a fixed number of members: each new row that is drawn takes one old member's place.
+
+    New rows scored like the old are as likely to be drawn, so their number is hypergeometric.
+    """
+    num_old, num_new, num_members, num_draws = 10_000, 100, 1000, 20
+    shares = []
+    for seed in range(num_draws):
+        settings = SelectionSettings(budget=Budget(samples=num_members), seed=seed)
+        old = scored_pool(num_old, seed=2 * seed)
+        new = scored_pool(num_new, seed=2 * seed + 1, prefix="new")
+        before = ids(draw_subset(weigh_samples(old, settings), settings))
+        after = ids(draw_subset(weigh_samples(pa.concat_tables([old, new]), settings), settings))
+        joined, left = set(after) - set(before), set(before) - set(after)
+        assert len(joined) == len(left)
+        assert all(sample_id.startswith("new") for sample_id in joined)
+        assert left == set(before[num_members - len(left) :])  # those whose keys were the largest
+        shares.append(len(left) / num_members)
+    expected = hypergeom(num_old + num_new, num_new, num_members)
+    error = expected.std() / num_members / num_draws**0.5
+    assert np.mean(shares) == pytest.approx(expected.mean() / num_members, abs=3 * error)
 
 
 def test_token_budget_stops_at_the_first_overflow() -> None:

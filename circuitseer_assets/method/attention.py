@@ -25,7 +25,7 @@ IMPLEMENTATION = "circuitseer_sdpa"
 # Arguments that change the softmax itself: what is computed here from q and k would not be what
 # the model does.
 _CHANGES_THE_SOFTMAX = ("s_aux", "sinks", "softcap", "position_bias")
-_BLOCK_ELEMENTS = 1 << 18
+_BLOCK_ELEMENTS = 1 << 19
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,9 +172,20 @@ def attention_rows(call: AttentionCall, heads: Sequence[int], start: int, stop: 
     Keys at `stop` and above are left out: no query of these rows sees them. A query that sees
     nothing, as in left padding, has a meaningless row.
     """
-    query = call.query[:, list(heads), start:stop].float() * call.scaling
+    return _rows_of(call, *_queries_and_keys(call, heads, stop), start, stop)
+
+
+def _queries_and_keys(
+    call: AttentionCall, heads: Sequence[int], stop: int
+) -> tuple[Tensor, Tensor]:
+    """Returns scaled queries, (B, h, T, D), and keys the other way round, (B, h, D, T), float32."""
+    query = call.query[:, list(heads), :stop].float() * call.scaling
     key = call.key[:, call.kv_heads(heads), :stop].float()
-    logits = query @ key.transpose(-1, -2)
+    return query, key.transpose(-1, -2).contiguous()
+
+
+def _rows_of(call: AttentionCall, query: Tensor, key: Tensor, start: int, stop: int) -> Tensor:
+    logits = query[:, :, start:stop] @ key[..., :stop]
     unseen = torch.finfo(torch.float32).min
     if call.mask is None:  # only the last square has a future to hide
         ahead = torch.ones(stop - start, stop - start, dtype=torch.bool, device=key.device).triu(1)
@@ -211,9 +222,10 @@ def received_attention(
         return received
     first, last = weighted[0], weighted[-1] + 1
     num_rows = max(16, _BLOCK_ELEMENTS // (batch * len(heads) * tokens))
+    query, key = _queries_and_keys(call, heads, last)  # once: gathering them costs as the product
     for start in range(first, last, num_rows):
         stop = min(start + num_rows, last)
-        attention = attention_rows(call, heads, start, stop)  # (B, h, R, stop)
+        attention = _rows_of(call, query, key, start, stop)  # (B, h, R, stop)
         if without_self:
             attention.diagonal(offset=start, dim1=-2, dim2=-1).zero_()
         weights = query_weights[:, None, None, start:stop].to(attention.dtype)  # (B, 1, 1, R)

@@ -6,7 +6,6 @@ before it becomes Markdown.
 """
 
 import base64
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuitseer_assets.errors import CircuitSeerError
+from circuitseer_assets.method.figure_style import (
+    BLANK,
+    BLUE,
+    GREY,
+    GRID,
+    INK,
+    MUTED,
+    RED,
+    new_figure,
+    say,
+    to_png,
+)
 from circuitseer_assets.method.tables import (
     escape_text,
     format_number,
@@ -35,10 +46,7 @@ PassAt1 = tuple[str, str, float, float, float]
 DEMONSTRATION_HALF_WIDTH = 0.05
 """A Pass@1 whose interval reaches further than this is a demonstration, not evidence."""
 
-_DOTS_PER_INCH = 120
-_INK, _MUTED, _GRID, _BLANK = "#24292f", "#667079", "#e6e8eb", "#c9ced3"
-_GREY, _BLUE, _RED = "#98a2ac", "#2b6cb0", "#c23b22"
-_SERIES = (_GREY, _BLUE, _RED, "#4c9464", "#8a63a6")
+_SERIES = (GREY, BLUE, RED, "#4c9464", "#8a63a6")
 _MANY_POINTS = 2000
 _ROUNDING = 1e-9
 _LAYERS_WITH_ROOM = 12
@@ -68,10 +76,10 @@ def draw_head_heat_map(
     delta = _delta_matrix(importance, num_layers, num_heads)
     threshold, limit = colour_range([row.delta_loss_nats for row in importance])
     norm = SymLogNorm(linthresh=threshold, linscale=0.35, vmin=-limit, vmax=limit)
-    palette = LinearSegmentedColormap.from_list("cost", [_BLUE, "#f7f7f5", _RED])
+    palette = LinearSegmentedColormap.from_list("cost", [BLUE, "#f7f7f5", RED])
 
     row_height = min(0.27, 6.0 / num_heads)
-    figure, axes = _new_figure(9.0, 1.9 + max(1.5, row_height * num_heads))
+    figure, axes = new_figure(9.0, 1.9 + max(1.5, row_height * num_heads))
     axes.pcolormesh(
         np.arange(num_layers + 1) - 0.5,
         np.arange(num_heads + 1) - 0.5,
@@ -81,13 +89,13 @@ def draw_head_heat_map(
         edgecolors="white",
         linewidth=0.6,
     )
-    axes.set(facecolor=_BLANK, xlabel="layer", ylabel="head")
+    axes.set(facecolor=BLANK, xlabel="layer", ylabel="head")
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
     if num_layers <= _LAYERS_WITH_ROOM:
         for row in importance:
-            colour = "white" if norm(abs(row.delta_loss_nats)) > 0.9 else _INK
+            colour = "white" if norm(abs(row.delta_loss_nats)) > 0.9 else INK
             text = format_signed(row.delta_loss_nats, 3)
             at = (row.head.layer, row.head.head)
             axes.text(*at, text, ha="center", va="center", fontsize=7.5, color=colour)
@@ -102,8 +110,8 @@ def draw_head_heat_map(
     bar.ax.set_ylim(min(np.nanmin(delta), -threshold), max(np.nanmax(delta), threshold))
     beyond = "" if threshold == limit else f",\nlogarithmic beyond ±{threshold:g}"
     _plain_bar(bar, f"rise of the loss (nats a token){beyond}")
-    _say(figure, *_heads_finding(importance, chosen, num_layers * num_heads))
-    return _png(figure)
+    say(figure, *_heads_finding(importance, chosen, num_layers * num_heads))
+    return to_png(figure)
 
 
 def draw_score_histogram(pool_scores: Sequence[float], subset_scores: Sequence[float]) -> bytes:
@@ -121,10 +129,10 @@ def draw_score_histogram(pool_scores: Sequence[float], subset_scores: Sequence[f
     num_bins = int(np.clip(2 * np.cbrt(pool.size), 12, 60))  # Rice's rule
     edges = _bin_edges(everything, num_bins, logarithmic)
 
-    figure, axes = _new_figure(8.0, 3.9)
+    figure, axes = new_figure(8.0, 3.9)
     for values, name, colour, fill in (
-        (pool, "pool", _GREY, True),
-        (subset, "subset", _BLUE, False),
+        (pool, "pool", GREY, True),
+        (subset, "subset", BLUE, False),
     ):
         shares = np.histogram(values, edges)[0] / values.size * 100
         label = f"{name} ({values.size:,} samples)"
@@ -142,8 +150,8 @@ def draw_score_histogram(pool_scores: Sequence[float], subset_scores: Sequence[f
     if min(middle_pool, middle_subset) > 0:
         ratio = middle_subset / middle_pool
         finding += f" ({format_number(ratio)} times)" if round(ratio, 2) != 1 else " (the same)"
-    _say(figure, finding)
-    return _png(figure)
+    say(figure, finding)
+    return to_png(figure)
 
 
 def draw_score_against_length(
@@ -166,7 +174,7 @@ def draw_score_against_length(
     _same_size(lengths=x, in_subset=drawn)
     log_x, log_y = _spans_decades(x), _spans_decades(y)
 
-    figure, axes = _new_figure(8.0, 4.4)
+    figure, axes = new_figure(8.0, 4.4)
     axes.set(xlabel="prompt length (tokens)", ylabel="score")
     axes.set_xscale("log" if log_x else "linear")
     axes.set_yscale("log" if log_y else "linear")
@@ -174,10 +182,10 @@ def draw_score_against_length(
         _draw_hexagons(figure, axes, x, y)
     else:
         look: dict[str, Any] = {"s": np.clip(4000 / x.size, 7, 28), "alpha": 0.7, "linewidths": 0}
-        for mask, colour, label in ((~drawn, _GREY, "pool"), (drawn, _BLUE, "drawn")):
+        for mask, colour, label in ((~drawn, GREY, "pool"), (drawn, BLUE, "drawn")):
             if mask.any():
                 axes.scatter(x[mask], y[mask], color=colour, label=label, **look)
-    axes.plot(*_running_median(x, y), color=_RED, linewidth=2, label="median")
+    axes.plot(*_running_median(x, y), color=RED, linewidth=2, label="median")
     for axis, is_logarithmic in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
         if is_logarithmic:
             _label_decades(axis)
@@ -188,8 +196,8 @@ def draw_score_against_length(
         strongly = "strongly " if abs(rank_correlation) > MAX_LENGTH_CORRELATION else ""
         finding = f"The score {direction} {strongly}with length"
     finding += f": rank correlation {format_signed(rank_correlation)}"
-    _say(figure, finding, f"{x.size:,} samples")
-    return _png(figure)
+    say(figure, finding, f"{x.size:,} samples")
+    return to_png(figure)
 
 
 def draw_loss_curve(steps: Sequence[int], losses: Sequence[float]) -> bytes:
@@ -207,24 +215,24 @@ def draw_loss_curve(steps: Sequence[int], losses: Sequence[float]) -> bytes:
     tenth = max(1, x.size // 10)
     first, last = float(y[:tenth].mean()), float(y[-tenth:].mean())
 
-    figure, axes = _new_figure(8.0, 3.6)
+    figure, axes = new_figure(8.0, 3.6)
     axes.set(xlabel="optimiser step", ylabel="loss (nats a token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     window = x.size // 20
     if window >= 3:
-        axes.plot(x, y, color=_GREY, alpha=0.6, linewidth=0.9, label="each step")
+        axes.plot(x, y, color=GREY, alpha=0.6, linewidth=0.9, label="each step")
         smooth = np.convolve(y, np.ones(window) / window, mode="valid")
         start = (window - 1) // 2
         label = f"mean of {window} steps"
-        axes.plot(x[start : start + smooth.size], smooth, color=_BLUE, linewidth=2, label=label)
+        axes.plot(x[start : start + smooth.size], smooth, color=BLUE, linewidth=2, label=label)
         axes.legend()
     else:
-        axes.plot(x, y, color=_BLUE, linewidth=1.8, marker="o", markersize=4)
+        axes.plot(x, y, color=BLUE, linewidth=1.8, marker="o", markersize=4)
     fell = "fell" if last < first else "did not fall:"
     finding = f"The training loss {fell} from {first:.3g} to {last:.3g} nats a token"
     over = "" if tenth == 1 else f"means of the first and the last {tenth} of {x.size:,} steps"
-    _say(figure, finding, over)
-    return _png(figure)
+    say(figure, finding, over)
+    return to_png(figure)
 
 
 def draw_pass_at_1(summaries: Sequence[PassAt1]) -> bytes:
@@ -241,7 +249,7 @@ def draw_pass_at_1(summaries: Sequence[PassAt1]) -> bytes:
     models = list(dict.fromkeys(model for _, model, *_ in summaries))
     spread = min(0.22, 0.6 / len(models))
 
-    figure, axes = _new_figure(8.0, 1.9 + len(tasks) * max(0.5, 0.24 * len(models)))
+    figure, axes = new_figure(8.0, 1.9 + len(tasks) * max(0.5, 0.24 * len(models)))
     for i, model in enumerate(models):
         rows = [row for row in summaries if row[1] == model]
         at = [tasks.index(row[0]) + (i - (len(models) - 1) / 2) * spread for row in rows]
@@ -251,7 +259,7 @@ def draw_pass_at_1(summaries: Sequence[PassAt1]) -> bytes:
         axes.scatter(value, at, color=colour, s=52, zorder=3, label=model)
         for x, y, right in zip(value, at, high, strict=True):
             look: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8}
-            axes.annotate(f"{x * 100:.1f} %", (right, y), xytext=(5, 0), color=_INK, **look)
+            axes.annotate(f"{x * 100:.1f} %", (right, y), xytext=(5, 0), color=INK, **look)
     axes.set_yticks(range(len(tasks)), tasks)
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
@@ -261,8 +269,8 @@ def draw_pass_at_1(summaries: Sequence[PassAt1]) -> bytes:
     axes.margins(x=0.09)
     figure.legend(loc="outside lower left", ncols=len(models))
 
-    _say(figure, *_pass_at_1_finding(summaries, models))
-    return _png(figure)
+    say(figure, *_pass_at_1_finding(summaries, models))
+    return to_png(figure)
 
 
 def colour_range(deltas: Sequence[float]) -> tuple[float, float]:
@@ -309,31 +317,6 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 # Drawing ------------------------------------------------------------------------------------------
 
 
-def _new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, layout="constrained")
-    figure.set_facecolor("white")
-    axes = figure.add_subplot()
-    axes.set_axisbelow(True)
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_MUTED)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set(size=9.5, color=_INK)
-    axes.tick_params(colors=_MUTED, labelcolor=_INK, labelsize=9)
-    return figure, axes
-
-
-def _say(figure: "Figure", finding: str, detail: str = "") -> None:
-    """Writes the finding, and the detail in grey below it, above everything else."""
-    height = 72 * figure.get_figheight()  # in points
-    band = (46 if detail else 30) / height
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - band), w_pad=0.1)
-    figure.text(0.012, 1 - 9 / height, finding, va="top", fontsize=12, weight="bold", color=_INK)
-    figure.text(0.012, 1 - 29 / height, detail, va="top", fontsize=9.5, color=_MUTED)
-
-
 def _outline_heads(
     figure: "Figure",
     axes: "Axes",
@@ -348,16 +331,16 @@ def _outline_heads(
     across, down = inset
     for row in chosen:
         corner = (row.head.layer - 0.5 + across, row.head.head - 0.5 + down)
-        box = Rectangle(corner, 1 - 2 * across, 1 - 2 * down, fill=False, edgecolor=_INK)
+        box = Rectangle(corner, 1 - 2 * across, 1 - 2 * down, fill=False, edgecolor=INK)
         box.set(linewidth=1.5, linestyle="-" if is_confirmed(row) else dashed)
         axes.add_patch(box)
     keys = []
     if any(is_confirmed(row) for row in chosen):
-        keys.append(Patch(fill=False, edgecolor=_INK, label="chosen, confirmed on fresh probes"))
+        keys.append(Patch(fill=False, edgecolor=INK, label="chosen, confirmed on fresh probes"))
     if not all(is_confirmed(row) for row in chosen):
-        keys.append(Patch(fill=False, edgecolor=_INK, ls=dashed, label="chosen, not confirmed"))
+        keys.append(Patch(fill=False, edgecolor=INK, ls=dashed, label="chosen, not confirmed"))
     if has_blank:
-        keys.append(Patch(facecolor=_BLANK, label="not measured"))
+        keys.append(Patch(facecolor=BLANK, label="not measured"))
     figure.legend(handles=keys, loc="outside lower left", ncols=3, handlelength=1.4)
 
 
@@ -372,7 +355,7 @@ def _draw_hexagons(figure: "Figure", axes: "Axes", x: Floats, y: Floats) -> None
         yscale=axes.get_yscale(),  # type: ignore[arg-type]
         bins="log",
         mincnt=1,
-        cmap=LinearSegmentedColormap.from_list("count", ["#e3ebf4", _BLUE, "#12304f"]),
+        cmap=LinearSegmentedColormap.from_list("count", ["#e3ebf4", BLUE, "#12304f"]),
         linewidths=0.2,
     )
     bar = figure.colorbar(cells, ax=axes, pad=0.015, aspect=24)
@@ -381,10 +364,10 @@ def _draw_hexagons(figure: "Figure", axes: "Axes", x: Floats, y: Floats) -> None
 
 
 def _plain_bar(bar: "Colorbar", label: str) -> None:
-    bar.set_label(label, size=9, color=_INK)
+    bar.set_label(label, size=9, color=INK)
     bar.ax.minorticks_off()
-    bar.ax.tick_params(labelsize=8, colors=_MUTED, labelcolor=_INK)
-    bar.outline.set_edgecolor(_GRID)
+    bar.ax.tick_params(labelsize=8, colors=MUTED, labelcolor=INK)
+    bar.outline.set_edgecolor(GRID)
 
 
 def _label_decades(axis: "Axis") -> None:
@@ -396,17 +379,6 @@ def _label_decades(axis: "Axis") -> None:
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _png(figure: "Figure") -> bytes:
-    for legend in (*figure.legends, *(axes.get_legend() for axes in figure.axes)):
-        if legend is not None:
-            legend.set_frame_on(False)
-            for text in legend.get_texts():
-                text.set(fontsize=9, color=_INK, parse_math=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return buffer.getvalue()
 
 
 def _delta_matrix(importance: Sequence[HeadImportance], num_layers: int, num_heads: int) -> Floats:

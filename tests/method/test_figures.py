@@ -38,13 +38,13 @@ MAX_BYTES = 120_000
 def drawn(monkeypatch):
     """The matplotlib figures drawn, in order, besides the bytes made from them."""
     kept = []
-    to_bytes = figures._png
+    to_bytes = figures.to_png
 
     def keep(figure):
         kept.append(figure)
         return to_bytes(figure)
 
-    monkeypatch.setattr(figures, "_png", keep)
+    monkeypatch.setattr(figures, "to_png", keep)
     return kept
 
 

@@ -97,17 +97,19 @@ class StageRun:
         cls,
         context: dg.AssetExecutionContext,
         home: Home,
+        group: str,
         changes: Mapping[str, Any],
         partitions: Mapping[str, str],
         *slices: str,
     ) -> "StageRun":
-        """Returns the run of one cell of a sweep.
+        """Returns the run of one cell of a group of cells.
 
         Args:
             context: of the materialisation.
             home: where the run is.
+            group: which the cell is of.
             changes: the settings slices that this cell has of its own, as plain JSON values.
-            partitions: the partition of each parent that is the sweep's, by the stage's name; the
+            partitions: the partition of each parent that is the group's, by the stage's name; the
                 other parents are the graph's own.
             slices: those it reads and has from the settings file.
 
@@ -120,7 +122,7 @@ class StageRun:
 
         def find_parent(name: str) -> Artifact:
             if name in partitions:
-                key = dg.AssetKey(["sweep", name])
+                key = dg.AssetKey([group, name])
                 return latest_artifact(context.instance, home, key, partitions[name])
             return latest_artifact(context.instance, home, name)
 

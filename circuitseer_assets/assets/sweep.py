@@ -1,19 +1,18 @@
 """The sweep: base models and budgets side by side, by the same stage functions as the graph.
 
 A cell is one base model with one budget. Rankings and scores are per model, the rest per cell;
-corpus, probe set and pool are the graph's own. Whatever exists already is reused, whether the graph
-made it or another cell did.
+corpus, probe set and pool are the graph's own.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from circuitseer_assets.assets import checkpoint, evaluation, head_ranking, sample_scores, subset
-from circuitseer_assets.assets.slices import settings_key
+from circuitseer_assets.assets.cells import make_cell_asset
 from circuitseer_assets.assets.stage import StageRun
 from circuitseer_assets.errors import ArtifactError
 from circuitseer_assets.settings import MODEL_IN_USE, SweepSettings
@@ -30,9 +29,15 @@ def make_sweep(settings: SweepSettings) -> list[dg.AssetsDefinition]:
         # The pinned dagster has it, and the tests see it work: nothing a user has to be told.
         warnings.simplefilter("ignore", dg.BetaWarning)
         of_the_model = dg.MultiToSingleDimensionPartitionMapping(MODEL)
+
+    def run_of_cell(
+        context: dg.AssetExecutionContext, home: Home, slices: Sequence[str]
+    ) -> StageRun:
+        return _run_of(context, home, settings, slices)
+
+    make_asset = partial(make_cell_asset, GROUP, run_of_cell=run_of_cell)
     return [
-        _make_asset(
-            settings,
+        make_asset(
             head_ranking,
             models,
             kinds={"pytorch", "duckdb"},
@@ -41,8 +46,7 @@ def make_sweep(settings: SweepSettings) -> list[dg.AssetsDefinition]:
             show=lambda run: run.result(head_ranking.make_head_ranking(run)),
             description="The ranking of one base model's heads.",
         ),
-        _make_asset(
-            settings,
+        make_asset(
             sample_scores,
             models,
             kinds={"pytorch", "duckdb"},
@@ -51,8 +55,7 @@ def make_sweep(settings: SweepSettings) -> list[dg.AssetsDefinition]:
             show=lambda run: run.result(sample_scores.make_sample_scores(run)),
             description="The pool's scores by one base model.",
         ),
-        _make_asset(
-            settings,
+        make_asset(
             subset,
             cells,
             kinds={"duckdb"},
@@ -63,8 +66,7 @@ def make_sweep(settings: SweepSettings) -> list[dg.AssetsDefinition]:
             show=lambda run: run.result(subset.make_subset(run)),
             description="The subset of one budget, drawn by one base model's scores.",
         ),
-        _make_asset(
-            settings,
+        make_asset(
             checkpoint,
             cells,
             kinds={"pytorch", "mlflow"},
@@ -73,8 +75,7 @@ def make_sweep(settings: SweepSettings) -> list[dg.AssetsDefinition]:
             show=lambda run: run.result(checkpoint.make_checkpoint(run)),
             description="One base model, fine-tuned on the subset of one budget.",
         ),
-        _make_asset(
-            settings,
+        make_asset(
             evaluation,
             cells,
             kinds={"pytorch", "duckdb"},
@@ -84,35 +85,6 @@ def make_sweep(settings: SweepSettings) -> list[dg.AssetsDefinition]:
             description="Pass@1 of one cell, before and after fine-tuning.",
         ),
     ]
-
-
-def _make_asset(
-    settings: SweepSettings,
-    stage: ModuleType,
-    partitions: dg.PartitionsDefinition[Any],
-    *,
-    upstream: Sequence[Any],
-    kinds: set[str],
-    slices: Sequence[str],
-    show: Callable[[StageRun], dg.MaterializeResult[Any]],
-    description: str,
-) -> dg.AssetsDefinition:
-    """Returns the sweep's asset of a stage: `show` makes it and says what was made."""
-    name = stage.__name__.rpartition(".")[2]
-
-    @dg.asset(
-        key=[GROUP, name],
-        group_name=GROUP,
-        partitions_def=partitions,
-        kinds=kinds,
-        deps=[*upstream, *(settings_key(slice_) for slice_ in slices)],
-        code_version=stage.CODE_VERSION,
-        description=description,
-    )
-    def swept(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
-        return show(_run_of(context, home, settings, slices))
-
-    return swept
 
 
 def _run_of(
@@ -127,7 +99,7 @@ def _run_of(
         changes["selection"] = {**selection, "budget": {"fraction": float(keys[BUDGET])}}
     partitions = dict.fromkeys(("head_ranking", "sample_scores"), keys[MODEL])
     partitions |= dict.fromkeys(("subset", "checkpoint"), context.partition_key)
-    run = StageRun.of_cell(context, home, changes, partitions, *slices)
+    run = StageRun.of_cell(context, home, GROUP, changes, partitions, *slices)
     if BUDGET in keys:
         _ensure_same_model(run, context.partition_key)
     return run

@@ -2,7 +2,8 @@
 
 A task is a YAML file of lm-eval's own format, the project's (`lm_eval_tasks/`) or the user's. The
 project adds a few keys under `metadata`: `columns` it reads, `id_column` where rows have an id,
-`generator` and `num_problems` where the problems are made here. With `path` set, a task reads that
+`solution_column` where they have a worked solution, `generator` and `num_problems` where the
+problems are made here. With `path` set, a task reads that
 file instead of its hub data set; its columns stay the data set's own.
 """
 
@@ -34,6 +35,7 @@ class Task:
     doc_ids: tuple[str, ...]
     metric: str
     filter_name: str
+    solution_column: str | None = None
 
     def problems(self) -> list[Problem]:
         """Returns the problems as the model is asked them, without chat template."""
@@ -42,6 +44,12 @@ class Task:
             Problem(self.name, doc_id, str(self.lm_eval_task.doc_to_text(doc)))
             for doc_id, doc in docs
         ]
+
+    def solutions(self) -> list[str]:
+        """Returns the worked solution of every problem; none where the rows have no such column."""
+        if self.solution_column is None:
+            return []
+        return [str(doc[self.solution_column]) for doc in self.lm_eval_task.eval_docs]
 
     def subset(self, max_problems: int | None) -> list[int]:
         """Returns the positions of at most `max_problems` problems, in order.
@@ -101,6 +109,7 @@ def load_task(benchmark: Benchmark, *, folder: Path) -> Task:
     if not rows:
         raise EvaluationError(f"the benchmark {benchmark.task} must hold a problem, got none")
     _check_columns(benchmark, metadata.get("columns", ()), rows[0])
+    solution = metadata.get("solution_column")
     split = config.get("test_split") or config.get("validation_split") or "test"
     config |= {"task": benchmark.task, "test_split": split}
     config["custom_dataset"] = _dataset_of(rows, split, benchmark.task)
@@ -115,7 +124,14 @@ def load_task(benchmark: Benchmark, *, folder: Path) -> Task:
         ) from error
     metric = str(metadata.get("metric") or next(iter(task._metric_fn_list)))
     filters = [entry["name"] for entry in config.get("filter_list") or ()] or ["none"]
-    return Task(benchmark.task, task, ids, metric, str(metadata.get("filter") or filters[0]))
+    return Task(
+        name=benchmark.task,
+        lm_eval_task=task,
+        doc_ids=ids,
+        metric=metric,
+        filter_name=str(metadata.get("filter") or filters[0]),
+        solution_column=solution if solution in rows[0] else None,
+    )
 
 
 @contextmanager

@@ -99,8 +99,8 @@ def held_out_problems(
 ) -> Iterator[dict[str, Any]]:
     """Returns problems of templates that no corpus draws, for evaluation.
 
-    Each has `doc_id`, `problem`, `answer`, `family`, `template` and, of `word_problems`,
-    `num_steps`. Problem number i depends on the kind, the seed and i only.
+    Each has `doc_id`, `problem`, `answer`, `solution`, `family`, `template` and, of
+    `word_problems`, `num_steps`. Problem number i depends on the kind, the seed and i only.
     """
     if kind == "word_problems":
         for index, problem in enumerate(
@@ -110,6 +110,7 @@ def held_out_problems(
                 "doc_id": f"word_problems-{seed}-{index}",
                 "problem": problem.prompt,
                 "answer": problem.answer,
+                "solution": problem.response,
                 "family": problem.family,
                 "template": problem.template_id,
                 "num_steps": problem.num_steps,
@@ -121,6 +122,7 @@ def held_out_problems(
             "doc_id": f"gsm_symbolic-{seed}-{index}",
             "problem": row["question"],
             "answer": row["answer"],
+            "solution": row["answer_cot"],
             "family": "gsm_symbolic",
             "template": row["template"],
         }

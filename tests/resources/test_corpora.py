@@ -297,7 +297,9 @@ def test_held_out_word_problems_share_no_template_with_the_corpus():
     settings = WordProblemsCorpus(source="word_problems", num_samples=2000)
     trained = {row["template_id"] for _, _, row in read_rows(settings)}
     held_out = list(held_out_problems("word_problems", 500, seed=0))
-    assert set(held_out[0]) == {"doc_id", "problem", "answer", "family", "template", "num_steps"}
+    columns = {"doc_id", "problem", "answer", "solution", "family", "template", "num_steps"}
+    assert set(held_out[0]) == columns
+    assert all(p["solution"].endswith(f"#### {p['answer']}") for p in held_out)
     assert not trained & {problem["template"] for problem in held_out}
     assert len({problem["doc_id"] for problem in held_out}) == 500
 
@@ -353,7 +355,7 @@ def test_row_i_depends_on_the_seed_and_i_only():
 def test_held_out_problems_are_the_same_for_the_same_seed():
     first = list(held_out_problems("gsm_symbolic", 20, seed=2))
     assert list(held_out_problems("gsm_symbolic", 10, seed=2)) == first[:10]
-    assert set(first[0]) == {"doc_id", "problem", "answer", "family", "template"}
+    assert set(first[0]) == {"doc_id", "problem", "answer", "solution", "family", "template"}
     assert first[3]["doc_id"] == "gsm_symbolic-2-3"
 
 

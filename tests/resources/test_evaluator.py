@@ -552,3 +552,13 @@ def test_a_metric_that_is_not_right_or_wrong_is_refused(
 def test_examples_are_refused_where_the_task_has_none(run: Callable[..., list[Outcome]]) -> None:
     with pytest.raises(EvaluationError, match="num_fewshot must be 0 for the task word_problems"):
         run(num_fewshot=2)
+
+
+def test_solutions_are_the_rows_own_and_none_where_a_file_has_none(tmp_path: Path) -> None:
+    task = load_task(WORD_PROBLEMS, folder=tmp_path)
+    assert len(task.solutions()) == len(task.problems())
+    for doc, solution in zip(task.lm_eval_task.eval_docs, task.solutions(), strict=True):
+        assert solution.endswith(f"#### {doc['answer']}")
+    path = write_rows(tmp_path / "own.jsonl", [{"doc_id": "a", "problem": "1+1?", "answer": "2"}])
+    own = load_task(Benchmark(task="word_problems", path=str(path)), folder=tmp_path)
+    assert own.solutions() == []

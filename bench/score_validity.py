@@ -2,6 +2,7 @@
 
     python -m bench.score_validity --model tiny
     python -m bench.score_validity --model smollm2 --corpus path/to/gsm8k/train.jsonl
+    python -m bench.score_validity --tables bench/results/score_validity-tiny.json
 
 Every reading is taken by every set of heads: those whose ablation costs most on reasoning probes
 (`delta`), those that cost more there than on plain prose (`specific`), those that cost most on the
@@ -15,6 +16,7 @@ second half, Holm-adjusted over the candidates.
 """
 
 import argparse
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,10 +67,16 @@ Bools = NDArray[np.bool_]
 def main() -> None:
     """Measures one model and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=MODELS, required=True)
+    parser.add_argument("--model", choices=MODELS)
     parser.add_argument("--corpus", type=Path, help="JSONL in GSM8K's columns; the preset's if not")
     parser.add_argument("--problems", type=int, default=1200)
+    parser.add_argument("--tables", type=Path, help="a result, to show as Markdown and not to make")
     arguments = parser.parse_args()
+    if arguments.tables:
+        print(format_tables(json.loads(arguments.tables.read_text())))
+        return
+    if not arguments.model:
+        parser.error("name a model with --model")
     start_logging()
     started = time.perf_counter()
     result = measure(arguments.model, arguments.corpus, arguments.problems)
@@ -460,6 +468,48 @@ def confirm(rows: Sequence[dict[str, Any]]) -> None:
     for rank, i in enumerate(order):
         still = still and p_values[i] * (len(order) - rank) <= LEVEL
         candidates[i].update(is_candidate=True, p_confirm=p_values[i], is_confirmed=bool(still))
+
+
+# tables -------------------------------------------------------------------------------------------
+
+
+def format_tables(result: Mapping[str, Any]) -> str:
+    """Returns a Markdown table a set of heads: readings down, targets across.
+
+    A cell has the correlation in both halves and, but for all heads, how many standard deviations
+    it lies from those of the random sets; confirmed ones are bold.
+    """
+    rows = result["rows"]
+    targets = list(dict.fromkeys(row["target"] for row in rows))
+    lines = []
+    for heads in dict.fromkeys(row["heads"] for row in rows):
+        lines += [f"{SETS[heads]}:", "", "| reading | " + " | ".join(targets) + " |"]
+        lines.append("|---|" + "---|" * len(targets))
+        for reading in dict.fromkeys(row["reading"] for row in rows):
+            found = {
+                row["target"]: row
+                for row in rows
+                if (row["reading"], row["heads"]) == (reading, heads)
+            }
+            cells = [_format_cell(found[target]) for target in targets]
+            lines.append(f"| `{reading}` | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+SETS = {
+    "delta": "Heads that cost most on the probes",
+    "specific": "Heads that cost more on the probes than on prose",
+    "prose": "Heads that cost most on prose",
+    "all": "All heads",
+}
+
+
+def _format_cell(row: Mapping[str, Any]) -> str:
+    text = f"{row['look']:+.2f}, {row['confirm']:+.2f}"
+    if "z_look" in row:
+        text += f" (z {row['z_look']:+.1f}, {row['z_confirm']:+.1f})"
+    return f"**{text}**" if row["is_confirmed"] else text
 
 
 if __name__ == "__main__":

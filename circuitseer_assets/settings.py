@@ -292,7 +292,9 @@ class ScoringSettings(_Frozen):
     """
 
     scorer: Text = "attention"
-    reading: Literal["attention_variance", "attention_cv2", "attention_lift"] = "attention_variance"
+    reading: Literal["attention_variance", "attention_cv2", "attention_lift", "attention_focus"] = (
+        "attention_variance"
+    )
     queries: Literal["all", "last"] = "all"
     tokens: Literal["all", "content"] = "all"
     reduce: Literal["mean_then_variance", "variance_then_mean"] = "mean_then_variance"

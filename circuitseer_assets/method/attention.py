@@ -217,20 +217,58 @@ def received_attention(
     received = torch.zeros(
         batch, len(heads), tokens, dtype=torch.float64, device=query_weights.device
     )
-    weighted = query_weights.ne(0).any(0).nonzero().flatten().tolist()
-    if not weighted:
-        return received
-    first, last = weighted[0], weighted[-1] + 1
-    num_rows = max(16, _BLOCK_ELEMENTS // (batch * len(heads) * tokens))
-    query, key = _queries_and_keys(call, heads, last)  # once: gathering them costs as the product
-    for start in range(first, last, num_rows):
-        stop = min(start + num_rows, last)
-        attention = _rows_of(call, query, key, start, stop)  # (B, h, R, stop)
+    for start, stop, attention in _blocks_of_rows(call, heads, query_weights):
         if without_self:
             attention.diagonal(offset=start, dim1=-2, dim2=-1).zero_()
         weights = query_weights[:, None, None, start:stop].to(attention.dtype)  # (B, 1, 1, R)
         received[:, :, :stop] += (weights @ attention).squeeze(-2)
     return received
+
+
+def attention_focus(
+    call: AttentionCall, heads: Sequence[int], query_weights: Tensor, key_weights: Tensor
+) -> Tensor:
+    """Returns how focused each head's attention is, mean over queries, (B, h), float64.
+
+    A query's attention on those of the weighted keys that it sees, made to sum to 1, has an entropy
+    H; of n keys the focus is 1 - H / log n: 0 where all get the same, 1 where one gets all. Queries
+    that see fewer than two such keys, or give them nothing, are left out; NaN where none is left.
+
+    Args:
+        call: the layer's attention.
+        heads: which of its query heads.
+        query_weights, key_weights: 1 for the queries and the keys that count, else 0, (B, T).
+    """
+    batch = query_weights.shape[0]
+    total = torch.zeros(batch, len(heads), dtype=torch.float64, device=query_weights.device)
+    count = torch.zeros_like(total)
+    for start, stop, attention in _blocks_of_rows(call, heads, query_weights):
+        keys = key_weights[:, None, None, :stop]  # (B, 1, 1, stop)
+        share = attention * keys
+        mass = share.sum(-1, keepdim=True)
+        entropy = torch.special.entr(share / mass.clamp_min(torch.finfo(mass.dtype).tiny)).sum(-1)
+        num_seen = (call.visible(start, stop) & keys.bool()).sum(-1)  # (B, 1, R)
+        counts = query_weights[:, None, start:stop] * (num_seen > 1) * mass.squeeze(-1).ne(0)
+        focus = 1 - entropy / num_seen.clamp_min(2).log()
+        total += (focus * counts).sum(-1)
+        count += counts.sum(-1)
+    return total / count
+
+
+def _blocks_of_rows(
+    call: AttentionCall, heads: Sequence[int], query_weights: Tensor
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Yields the attention of the weighted queries in blocks: start, stop, (B, h, R, stop)."""
+    batch, tokens = query_weights.shape
+    weighted = query_weights.ne(0).any(0).nonzero().flatten().tolist()
+    if not weighted:
+        return
+    first, last = weighted[0], weighted[-1] + 1
+    num_rows = max(16, _BLOCK_ELEMENTS // (batch * len(heads) * tokens))
+    query, key = _queries_and_keys(call, heads, last)  # once: gathering them costs as the product
+    for start in range(first, last, num_rows):
+        stop = min(start + num_rows, last)
+        yield start, stop, _rows_of(call, query, key, start, stop)
 
 
 def num_queries_seeing(call: AttentionCall, query_weights: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from circuitseer_assets.errors import SettingsError
 from circuitseer_assets.method.attention import (
     AttentionCall,
     StopForward,
+    attention_focus,
     attention_rows,
     decoder_of,
     ensure_supported,
@@ -71,6 +73,10 @@ def score_samples(
     - `attention_lift`: each query's attention times the number of tokens it sees (1 = uniform),
       self-attention left out, averaged over the queries (and heads) that see token j; the variance
       of that over j, each j weighted by the number of queries that see it.
+
+    - `attention_focus`: another thing: 1 - H / log n, with H the entropy of a query's attention on
+      the n tokens of the span that it sees, averaged over queries and heads; see
+      `attention_focus`. It has no variance to take, so `reduce` does not matter.
 
     With `tokens: content` both queries and keys lie inside the problem's own text, with
     `span: response` inside the response, which the model then reads as well; the average is
@@ -158,13 +164,8 @@ def _too_few(sample_id: str, usable: int, settings: ScoringSettings) -> Unscored
 
 # what the heads do with it ------------------------------------------------------------------------
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Received:
-    """What every token receives, summed over queries, and from how many: (B, heads, T) each."""
-
-    attention: Tensor
-    num_queries: Tensor
+Look: TypeAlias = Callable[[AttentionCall, Sequence[int]], Tensor]
+"""Takes a layer's attention and some of its heads; returns what is seen of them, (B, h, ...)."""
 
 
 def _score_batch(
@@ -173,51 +174,64 @@ def _score_batch(
     heads: Sequence[HeadId],
     settings: ScoringSettings,
 ) -> Iterator[SampleScore | UnscoredSample]:
-    received = _read(model, batch, heads, settings)
-    for row, text in enumerate(batch):
-        start, stop = text.keys
-        yield _score_one(
-            text,
-            received.attention[row, :, start:stop],
-            received.num_queries[row, :, start:stop],
-            settings,
+    queries = _marks([text.queries for text in batch], batch).to(model.device)
+    if settings.reading == "attention_focus":
+        keys = _marks([text.keys for text in batch], batch).to(model.device)
+        focus = _read(model, batch, heads, lambda c, here: attention_focus(c, here, queries, keys))
+        for text, of_heads in zip(batch, focus, strict=True):
+            yield _finish(text, of_heads.mean(), text.keys[1] - text.keys[0])
+        return
+    received = _read(model, batch, heads, _received_by(queries, settings))
+    for text, of_heads in zip(batch, received, strict=True):
+        attention, num_queries = of_heads[..., slice(*text.keys)].unbind(1)
+        yield _score_one(text, attention, num_queries, settings)
+
+
+def _marks(spans: Sequence[tuple[int, int]], batch: Sequence[_ToRead]) -> Tensor:
+    """Returns 1 within each text's span and 0 elsewhere, (B, T)."""
+    marks = torch.zeros(padded_ids(batch).shape)
+    for row, span in enumerate(spans):
+        marks[row, slice(*span)] = 1.0
+    return marks
+
+
+def _received_by(queries: Tensor, settings: ScoringSettings) -> Look:
+    """Returns what tells what every token receives, and from how many queries, (B, h, 2, T)."""
+    lift = settings.reading == "attention_lift"
+
+    def look(call: AttentionCall, heads: Sequence[int]) -> Tensor:
+        weights = queries * call.num_visible() if lift else queries
+        attention = received_attention(call, heads, weights, without_self=lift)
+        counts = (
+            num_queries_seeing(call, queries) if lift else queries.double().sum(-1, keepdim=True)
         )
+        return torch.stack([attention, counts[:, None].expand_as(attention)], 2)
+
+    return look
 
 
 @torch.inference_mode()
 def _read(
-    model: PreTrainedModel,
-    batch: Sequence[_ToRead],
-    heads: Sequence[HeadId],
-    settings: ScoringSettings,
-) -> _Received:
-    ids = padded_ids(batch)
-    weights = torch.zeros(ids.shape)
-    for row, text in enumerate(batch):
-        weights[row, slice(*text.queries)] = 1.0
-    weights = weights.to(model.device)
+    model: PreTrainedModel, batch: Sequence[_ToRead], heads: Sequence[HeadId], look: Look
+) -> Tensor:
+    """Returns what `look` sees of all heads, by layer and head, in a forward up to the deepest."""
     by_layer = {
         layer: [head.head for head in group]
         for layer, group in itertools.groupby(sorted(set(heads)), key=lambda head: head.layer)
     }
-    attention: list[Tensor] = []
-    counts: list[Tensor] = []
-    lift = settings.reading == "attention_lift"
+    seen: list[Tensor] = []
 
     def intercept(call: AttentionCall, attend: Callable[[], Tensor]) -> Tensor:
         here = by_layer.get(call.layer)
         if here is not None:
-            scaled = weights * call.num_visible() if lift else weights
-            attention.append(received_attention(call, here, scaled, without_self=lift).cpu())
-            seen = num_queries_seeing(call, weights) if lift else weights.double().sum(-1)[:, None]
-            counts.append(seen.cpu()[:, None].expand_as(attention[-1]))
+            seen.append(look(call, here).cpu())
         if call.layer == max(by_layer):
             raise StopForward
         return attend()
 
     with intercept_attention(model, intercept):
-        decoder_of(model)(input_ids=ids.to(model.device), use_cache=False)
-    return _Received(torch.cat(attention, 1), torch.cat(counts, 1))
+        decoder_of(model)(input_ids=padded_ids(batch).to(model.device), use_cache=False)
+    return torch.cat(seen, 1)
 
 
 # what is made of it -------------------------------------------------------------------------------
@@ -243,7 +257,11 @@ def _score_one(
         readings = _variance(profile, renormalise=partial)
         if settings.reading == "attention_cv2":
             readings = readings * usable**2
-    score = float(readings.mean())
+    return _finish(text, readings.mean(), usable)
+
+
+def _finish(text: _ToRead, reading: Tensor, usable: int) -> SampleScore | UnscoredSample:
+    score = float(reading)
     if not math.isfinite(score):
         detail = f"no attention on the {usable} usable tokens"
         return UnscoredSample(text.sample_id, "no_attention_mass", detail)

@@ -36,7 +36,7 @@ from .conftest import CONFIGS, HEADS, LAYERS, make_model, make_text, visible_tok
 
 CHOSEN = (HeadId(0, 2), HeadId(1, 0), HeadId(1, 3), HeadId(2, 1))
 OPTIONS = {
-    "reading": ["attention_variance", "attention_cv2", "attention_lift"],
+    "reading": ["attention_variance", "attention_cv2", "attention_lift", "attention_focus"],
     "queries": ["all", "last"],
     "tokens": ["all", "content"],
     "reduce": ["mean_then_variance", "variance_then_mean"],
@@ -71,6 +71,8 @@ def brute_force_score(model, text: TokenizedText, heads, options) -> float:
         span = range(*text.content) if options["tokens"] == "content" else range(len(ids))
     queries = [span[-1]] if options["queries"] == "last" else list(span)
     partial = options["span"] == "response" or options["tokens"] == "content"
+    if options["reading"] == "attention_focus":
+        return float(np.mean([focus(model, out.attentions, h, queries, span) for h in heads]))
     groups = [[head] for head in heads]
     if options["reduce"] == "mean_then_variance":
         groups = [list(heads)]
@@ -91,6 +93,18 @@ def brute_force_score(model, text: TokenizedText, heads, options) -> float:
             variance * len(a) ** 2 if options["reading"] == "attention_cv2" else variance
         )
     return float(np.mean(readings))
+
+
+def focus(model, attentions, head, queries, span) -> float:
+    matrix = attentions[head.layer][0, head.head].double().numpy()
+    visible = visible_tokens(model, head.layer, [True] * len(matrix))
+    found = []
+    for i in queries:
+        keys = [j for j in span if j in visible[i]]
+        if len(keys) > 1:
+            shares = matrix[i, keys] / matrix[i, keys].sum()
+            found.append(1 + sum(p * math.log(p) for p in shares if p > 0) / math.log(len(keys)))
+    return np.mean(found)
 
 
 def lift_variance(model, attentions, group, queries, span, partial) -> float:

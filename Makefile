@@ -2,6 +2,7 @@
 PRESET ?=
 CORPUS ?=
 EVAL ?=
+STUDY ?=
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$p && break; done)
@@ -16,7 +17,7 @@ OVERRIDES := $(if $(PRESET),--preset "$(PRESET)") $(if $(CORPUS),--corpus "$(COR
 	$(if $(EVAL),--eval "$(EVAL)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run plan sweep dev bench test test-long check lint types contracts sql dbt format lock
+.PHONY: help setup demo run plan sweep study dev bench test test-long check lint types contracts sql dbt format lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
@@ -43,6 +44,9 @@ plan: $(READY)  ## say what `make run` would do with every asset, and why
 
 sweep: $(READY)  ## compare the base models and budgets of the settings' `sweep`
 	@$(CIRCUITSEER) sweep $(if $(PRESET),--preset "$(PRESET)")
+
+study: $(READY)  ## compare ways to select: PRESET=tiny|smollm2, STUDY=full for all of them
+	@$(CIRCUITSEER) study $(OVERRIDES) $(if $(filter full,$(STUDY)),--all-methods)
 
 dev: $(READY)  ## start the Dagster UI (127.0.0.1:3000) and the MLflow UI (127.0.0.1:5000)
 	@$(CIRCUITSEER) dev $(if $(PRESET),--preset "$(PRESET)")

@@ -69,6 +69,31 @@ def sweep(preset: Preset = None) -> None:
     print(format_sweep(run_sweep(defs, home)))
 
 
+@app.command()
+def study(
+    preset: Annotated[
+        str | None, typer.Option(help="Whose study: NAME is the preset `NAME_study`.")
+    ] = None,
+    corpus: CorpusFile = None,
+    evaluation: EvaluationFile = None,
+    all_methods: Annotated[
+        bool, typer.Option("--all-methods", help="Every method there is, not the settings' own.")
+    ] = False,
+) -> None:
+    """Compare the ways to select of the settings' `study`; go on where it was stopped."""
+    name = f"{preset}_study" if preset else None
+    is_changed = corpus is not None or evaluation is not None
+    folder = write_overrides(name, corpus, evaluation) if is_changed else home_of(name)
+    home = _home_at(folder)
+    _log_to_terminal()
+    from circuitseer_assets.definitions import defs
+    from jobs.study import report_of, run_study
+
+    results = run_study(defs, home, all_methods=all_methods)
+    print(report_of(results))
+    console.print(f"report and figure: {results}")
+
+
 def _home_at(folder: Path) -> "Home":
     """Returns the home at `folder`, in use from now on, after saying which settings are."""
     atexit.register(_end_quietly)

@@ -15,6 +15,7 @@ from circuitseer_assets.assets import (
     slices,
     subset,
 )
+from circuitseer_assets.assets.study import make_study
 from circuitseer_assets.assets.sweep import make_sweep
 from jobs.automation import (
     automated,
@@ -26,6 +27,7 @@ from jobs.automation import (
 )
 from jobs.full_pipeline import curate, full_pipeline, train_and_evaluate
 from jobs.observe_settings import observe_settings
+from jobs.study import make_study_jobs
 from jobs.sweep import make_sweep_jobs
 from resources.home import Home
 
@@ -41,9 +43,10 @@ def make_definitions(home: Home) -> dg.Definitions:
             *dg.load_assets_from_modules([slices]),
             *automated(stages, settings.automation),
             *make_sweep(settings.sweep),
+            *make_study(settings.study),
         ],
         asset_checks=dg.load_asset_checks_from_modules([checks]),
-        jobs=[curate, train_and_evaluate, full_pipeline, *make_sweep_jobs()],
+        jobs=[curate, train_and_evaluate, full_pipeline, *make_sweep_jobs(), *make_study_jobs()],
         schedules=make_schedules(settings.automation),
         sensors=[
             observe_settings,

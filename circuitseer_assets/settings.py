@@ -1,8 +1,8 @@
 """The settings: one frozen class a slice, read from one YAML file, refused in one sentence.
 
 A slice is what one observed source asset stands for; changing it makes stale what depends on it,
-and nothing else. `execution`, `automation` and `sweep` are no slices: how fast to compute, when to,
-and what to compare beside the graph, none of which changes what an asset is.
+and nothing else. `execution`, `automation`, `sweep` and `study` are no slices: how fast to compute,
+when to, and what to compare beside the graph, none of which changes what an asset is.
 """
 
 import json
@@ -448,6 +448,35 @@ class SweepSettings(_Frozen):
         return self
 
 
+class StudySettings(_Frozen):
+    """Which ways to select a study compares, and what it says of their subsets.
+
+    `methods` are names of `method/study_methods.py`. `composition_columns` are columns of the
+    corpus whose values' shares in pool and subset are told, such as a family or a difficulty.
+    """
+
+    methods: Annotated[tuple[Text, ...], Field(min_length=2)] = (
+        "circuitseer",
+        "random",
+        "full",
+        "oracle",
+        "length",
+        "circuitseer_tokens",
+        "random_tokens",
+        "length_tokens",
+    )
+    num_seeds: Annotated[int, Field(ge=2)] = 6
+    composition_columns: tuple[Text, ...] = ()
+
+    @model_validator(mode="after")
+    def _random_is_compared_with(self) -> Self:
+        if "random" not in self.methods:
+            raise ValueError("methods must hold random, which all others are compared with")
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError("methods must hold each method once")
+        return self
+
+
 class Settings(_Frozen):
     """Everything CircuitSeer is told."""
 
@@ -464,6 +493,7 @@ class Settings(_Frozen):
     execution: ExecutionSettings = ExecutionSettings()
     automation: AutomationSettings = AutomationSettings()
     sweep: SweepSettings = SweepSettings()
+    study: StudySettings = StudySettings()
 
     @model_validator(mode="after")
     def _evaluated_is_decontaminated(self) -> Self:

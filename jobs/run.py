@@ -17,10 +17,16 @@ Metadata = Mapping[str, Mapping[str, Any]]
 
 
 class PipelineFailedError(CircuitSeerError):
-    """A run of the graph did not reach its end; `metadata` is of what it made before."""
+    """A run of the graph did not reach its end.
 
-    def __init__(self, message: str, metadata: Metadata | None = None) -> None:
+    `metadata` is of what it made before; `cause` names the error of ours that ended it, if any.
+    """
+
+    def __init__(
+        self, message: str, *, cause: str | None = None, metadata: Metadata | None = None
+    ) -> None:
         super().__init__(message)
+        self.cause = cause
         self.metadata = metadata or {}
 
 
@@ -79,7 +85,8 @@ def run_job(
             if event.asset_key is not None
         }
         if not result.success:
-            raise PipelineFailedError(_first_failure(result), metadata)
+            message, cause = _first_failure(result)
+            raise PipelineFailedError(message, cause=cause, metadata=metadata)
     return PipelineRun(result.run_id, time.monotonic() - started, metadata)
 
 
@@ -104,14 +111,13 @@ def observe_now(home: Home) -> list[str]:
     return [observation.asset_key.path[-1] for observation in changed]
 
 
-def _first_failure(result: dg.ExecuteInProcessResult) -> str:
+def _first_failure(result: dg.ExecuteInProcessResult) -> tuple[str, str | None]:
+    """Returns what failed first, and the name of our error where it was one."""
     for evaluation in result.get_asset_check_evaluations():
         if not evaluation.passed and evaluation.blocking:
-            return (
-                f"the blocking check {evaluation.check_name} of "
-                f"{evaluation.asset_key.to_user_string()} failed: "
-                f"{evaluation.description or 'see its metadata in the Dagster UI'}"
-            )
+            said = evaluation.description or "see its metadata in the Dagster UI"
+            asset = evaluation.asset_key.to_user_string()
+            return f"the blocking check {evaluation.check_name} of {asset} failed: {said}", None
     for event in result.all_events:
         if event.is_step_failure:
             error, said = event.step_failure_data.error, "no message"
@@ -120,11 +126,11 @@ def _first_failure(result: dg.ExecuteInProcessResult) -> str:
             while error is not None:
                 said = error.message.strip()
                 name, _, sentence = said.partition(":")
-                if name.rsplit(".", 1)[-1] in _OUR_ERRORS:
-                    return sentence.strip()
+                if (ours := name.rsplit(".", 1)[-1]) in _OUR_ERRORS:
+                    return sentence.strip(), ours
                 error = error.cause
-            return f"step {event.step_key} failed: {said}"
-    return "the run failed; see its events in the Dagster UI"
+            return f"step {event.step_key} failed: {said}", None
+    return "the run failed; see its events in the Dagster UI", None
 
 
 _OUR_ERRORS = {

@@ -22,6 +22,7 @@ from resources.home import Home
 NEVER_MADE = "it was never materialised"
 _DONE = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
 REPORTS_GROUP = "dbt_models"
+_MADE_WHEN_ASKED_FOR = ("sweep", "study")
 
 
 class _Context(LoadingContext):
@@ -48,12 +49,13 @@ def asset_graph_of(defs: dg.Definitions) -> AssetGraph:
 def kept_fresh(graph: BaseAssetGraph[Any]) -> list[dg.AssetKey]:
     """Returns the assets that a reconciliation keeps fresh, in topological order.
 
-    A sweep's are not among them: its cells are made when they are asked for.
+    A sweep's and a study's are not among them: they are made when they are asked for.
     """
     return [
         key
         for key in graph.toposorted_asset_keys
-        if graph.get(key).is_materializable and not graph.get(key).is_partitioned
+        if graph.get(key).is_materializable
+        and graph.get(key).group_name not in _MADE_WHEN_ASKED_FOR
     ]
 
 

@@ -23,6 +23,8 @@ OWNED_TABLES = {
     "subset_members": "subset_id",
     "checkpoints": "checkpoint_id",
     "evaluation_outcomes": "evaluation_id",
+    "study_cells": "study_cell_id",
+    "study_comparisons": "study_id",
 }
 
 # Tables whose rows outlive every artifact, with their key and the columns that may never change.

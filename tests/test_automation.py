@@ -159,7 +159,7 @@ def test_conditions_sensors_and_schedules_are_off_until_switched_on(
     }
     assert {schedule.default_status.value for schedule in defs.schedules} == {"STOPPED"}
     graph = defs.resolve_asset_graph()
-    stages = {key for key in graph.materializable_asset_keys if not graph.get(key).is_partitioned}
+    stages = set(kept_fresh(graph))
     targeted = {
         key
         for sensor in (automation.make_cheap_stages, automation.make_expensive_stages)

@@ -43,10 +43,20 @@ def test_every_preset_is_a_complete_example(path: Path) -> None:
 
 
 def test_the_presets_named_in_the_readme_exist() -> None:
-    assert {p.stem for p in PRESETS} == {"tiny", "smollm2", "gsm8k", "paper", "paper-1gpu"}
+    assert {p.stem for p in PRESETS} == {
+        "tiny",
+        "smollm2",
+        "gsm8k",
+        "paper",
+        "paper-1gpu",
+        "tiny_study",
+        "smollm2_study",
+    }
 
 
 BAD = [
+    ("study", {"methods": ["ifd", "full"]}, "study: methods must hold random, .*; correct it"),
+    ("study", {"methods": ["random", "random"]}, "study: methods must hold each method once"),
     ("selection.budget", {"samples": 0}, "selection.budget.samples: .*greater.* got 0; correct it"),
     ("selection.budget", {}, "selection.budget: set exactly one of fraction, samples and tokens"),
     (

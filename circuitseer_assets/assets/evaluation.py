@@ -50,7 +50,7 @@ def evaluation(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeR
 def show_evaluations(run: StageRun) -> dg.MaterializeResult[Any]:
     """Returns what the UI shows of base model and checkpoint, side by side."""
     before, after = make_evaluations(run)
-    tasks = _compare(_read_outcomes(before.folder), _read_outcomes(after.folder))
+    tasks = _compare(read_outcomes(before.folder), read_outcomes(after.folder))
     shown = [
         (task["task"], name, model["pass_at_1"], model["ci_low"], model["ci_high"])
         for task in tasks
@@ -71,17 +71,15 @@ def show_evaluations(run: StageRun) -> dg.MaterializeResult[Any]:
 def make_evaluations(run: StageRun) -> tuple[Materialised, Materialised]:
     """Returns the outcomes of the base model and of the latest checkpoint."""
     checkpoint = run.parent("checkpoint")
-    questions = _questions(run)
+    questions = questions_of(run)
     before = _evaluate_model(
         run, {**questions, **run.home.model_identity()}, [], run.settings.base_model
     )
-    after = _evaluate_model(
-        run, questions, [checkpoint], _checkpoint_model(run, checkpoint), before
-    )
+    after = _evaluate_model(run, questions, [checkpoint], checkpoint_model(run, checkpoint), before)
     return before, after
 
 
-def _questions(run: StageRun) -> dict[str, Any]:
+def questions_of(run: StageRun) -> dict[str, Any]:
     """Returns what decides the questions asked: tasks, their problems' files, how to answer."""
     tasks = [run.settings.decontamination.benchmark(t) for t in run.settings.evaluation.tasks]
     files = [path for task in tasks for path in task.files()]
@@ -136,7 +134,8 @@ def _evaluate_model(
     )
 
 
-def _checkpoint_model(run: StageRun, checkpoint: Artifact) -> LocalModel:
+def checkpoint_model(run: StageRun, checkpoint: Artifact) -> LocalModel:
+    """Returns where a checkpoint is loaded from, as a base model is."""
     base = run.settings.base_model
     uri = load_checkpoint(run.folder(checkpoint))["mlflow_model_uri"]
     return LocalModel(
@@ -167,7 +166,8 @@ def _outcome_rows(
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _read_outcomes(folder: Path) -> list[Outcome]:
+def read_outcomes(folder: Path) -> list[Outcome]:
+    """Returns every answer of an evaluation, from its folder."""
     names = ["task", "doc_id", "repeat", "correct", "truncated"]
     return [
         Outcome(**row) for row in pq.read_table(folder / OUTCOMES_FILE, columns=names).to_pylist()

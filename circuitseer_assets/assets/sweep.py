@@ -11,8 +11,8 @@ from typing import Any
 
 import dagster as dg
 
-from circuitseer_assets.assets import checkpoint, evaluation, head_ranking, sample_scores, subset
-from circuitseer_assets.assets.cells import make_cell_asset
+from circuitseer_assets.assets import head_ranking, sample_scores
+from circuitseer_assets.assets.cells import make_cell_asset, make_training_cells
 from circuitseer_assets.assets.stage import StageRun
 from circuitseer_assets.errors import ArtifactError
 from circuitseer_assets.settings import MODEL_IN_USE, SweepSettings
@@ -55,34 +55,13 @@ def make_sweep(settings: SweepSettings) -> list[dg.AssetsDefinition]:
             show=lambda run: run.result(sample_scores.make_sample_scores(run)),
             description="The pool's scores by one base model.",
         ),
-        make_asset(
-            subset,
+        *make_training_cells(
+            GROUP,
             cells,
-            kinds={"duckdb"},
-            upstream=[
-                dg.AssetDep(dg.AssetKey([GROUP, "sample_scores"]), partition_mapping=of_the_model)
-            ],
-            slices=["selection"],
-            show=lambda run: run.result(subset.make_subset(run)),
-            description="The subset of one budget, drawn by one base model's scores.",
-        ),
-        make_asset(
-            checkpoint,
-            cells,
-            kinds={"pytorch", "mlflow"},
-            upstream=[dg.AssetKey([GROUP, "subset"])],
-            slices=["base_model", "training"],
-            show=lambda run: run.result(checkpoint.make_checkpoint(run)),
-            description="One base model, fine-tuned on the subset of one budget.",
-        ),
-        make_asset(
-            evaluation,
-            cells,
-            kinds={"pytorch", "duckdb"},
-            upstream=[dg.AssetKey([GROUP, "checkpoint"])],
-            slices=["base_model", "decontamination", "evaluation"],
-            show=evaluation.show_evaluations,
-            description="Pass@1 of one cell, before and after fine-tuning.",
+            run_of_cell=run_of_cell,
+            scores=dg.AssetDep(
+                dg.AssetKey([GROUP, "sample_scores"]), partition_mapping=of_the_model
+            ),
         ),
     ]
 

@@ -116,12 +116,13 @@ def compare_methods(
     return _adjust(found, primary)
 
 
-def decide(comparison: Comparison, sensitivity: Comparison) -> Verdict:
+def decide(comparison: Comparison, sensitivity: Comparison | None) -> Verdict:
     """Returns what may be said of a comparison, given that of the oracle with random selection.
 
     A primary hypothesis goes by its adjusted p-value, any other by its own, as an exploration.
+    Without an oracle nothing tells what the study could have seen, and "undecided" says less.
     """
-    if sensitivity.ci_low <= 0 <= sensitivity.ci_high:
+    if sensitivity is not None and sensitivity.ci_low <= 0:
         return "insensitive"
     p_value = comparison.p_value if comparison.p_holm is None else comparison.p_holm
     if p_value > LEVEL:

@@ -4,7 +4,7 @@ A cell of the study is one method with one seed: the settings in use with the me
 the seed for its selection and its training. Everything else is the same for all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,8 +19,9 @@ class StudyMethod:
 
     Attributes:
         role: what it is in the comparison.
-        scoring: changed settings of the slice `scoring`, from its defaults.
-        selection: changed settings of the slice `selection`.
+        scoring: changed settings of the slice `scoring`, from its defaults but for which prompts
+            are too short or too long.
+        selection: changed settings of the slice `selection`, from those in use.
         budget: `share` is the settings' own budget; `tokens` as many tokens as that share of the
             pool's tokens; `all` the whole pool.
         draws_heads: another set of random heads for every seed.
@@ -31,6 +32,11 @@ class StudyMethod:
     selection: Mapping[str, Any] = field(default_factory=dict)
     budget: Literal["share", "tokens", "all"] = "share"
     draws_heads: bool = False
+
+    @property
+    def scorer(self) -> str:
+        """The name of its scorer."""
+        return str(self.scoring.get("scorer", "attention"))
 
 
 def _scored_by(scorer: str, role: Role = "baseline", **changes: Any) -> StudyMethod:
@@ -47,6 +53,7 @@ METHODS: Mapping[str, StudyMethod] = {
     "output_based": StudyMethod("ablation", {"span": "response"}),
     "attention_cv2": StudyMethod("ablation", {"reading": "attention_cv2"}),
     "attention_lift": StudyMethod("ablation", {"reading": "attention_lift"}),
+    "attention_focus": StudyMethod("ablation", {"reading": "attention_focus", "tokens": "content"}),
     "content_tokens": StudyMethod("ablation", {"tokens": "content"}),
     "length_debiased": StudyMethod("ablation", selection={"debias": "length"}),
     "random": _scored_by("random"),
@@ -71,6 +78,35 @@ PRIMARY_PAIRS = (("circuitseer", "random"), ("circuitseer", "full"))
 SENSITIVITY_PAIR = ("oracle", "random")
 """What a study must be able to tell apart before it may say anything."""
 
+CLAIMS = (
+    ("a tenth of the data beats all of it", "circuitseer", "full"),
+    ("it beats a random subset", "circuitseer", "random"),
+    ("it beats a random subset of as many tokens", "circuitseer_tokens", "random_tokens"),
+    ("it beats choosing by length", "circuitseer", "length"),
+    ("it beats choosing by length, with as many tokens", "circuitseer_tokens", "length_tokens"),
+    ("it beats the highest loss", "circuitseer", "max_loss"),
+    ("it beats instruction-following difficulty", "circuitseer", "ifd"),
+    ("it beats quality as the model judges it", "circuitseer", "quality"),
+    ("it beats diversity", "circuitseer", "diversity"),
+    ("it beats attention influence", "circuitseer", "attention_influence"),
+    ("reasoning heads beat all heads", "circuitseer", "all_heads"),
+    ("reasoning heads beat random heads", "circuitseer", "random_heads"),
+    ("a soft draw beats the top scores", "circuitseer", "top_k"),
+    ("the attention on the prompt beats that on the response", "circuitseer", "output_based"),
+)
+"""What the article says, or would have to: the claim, the method and what it is compared to."""
+
+
+def list_pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns what a study of these methods compares: the claims, and every method with random."""
+    pairs = [(method, against) for _, method, against in CLAIMS]
+    pairs += [(method, "random") for method in methods]
+    return [
+        (method, against)
+        for method, against in dict.fromkeys(pairs)
+        if method in methods and against in methods and method != against
+    ]
+
 
 def find_method(name: str) -> StudyMethod:
     """Returns the method of this name.
@@ -86,26 +122,35 @@ def find_method(name: str) -> StudyMethod:
     return METHODS[name]
 
 
-def cell_settings(
+def cell_slice(
     method: StudyMethod,
     seed: int,
+    name: str,
+    values: Mapping[str, Any],
     *,
-    selection: Mapping[str, Any],
-    training: Mapping[str, Any],
-    num_pool_tokens: int,
-) -> dict[str, dict[str, Any]]:
-    """Returns the slices of one cell, as plain JSON values.
+    num_pool_tokens: Callable[[], int],
+) -> dict[str, Any]:
+    """Returns one settings slice as a cell has it, as plain JSON values.
 
     Args:
         method: what the cell selects by.
         seed: of its selection, its training and, where they are drawn, its heads.
-        selection, training: the slices in use.
-        num_pool_tokens: tokens of the whole pool, for a budget of tokens.
+        name: of the slice.
+        values: the slice in use.
+        num_pool_tokens: tells the tokens of the whole pool; asked for a budget of tokens alone.
 
     Raises:
         SettingsError: a budget of tokens where the settings' own budget is no share.
     """
-    budget = dict(selection["budget"])
+    if name == "scoring":
+        limits = {key: values[key] for key in ("min_tokens", "max_tokens", "long_prompts")}
+        own = {"seed": seed} if method.draws_heads else {}
+        return {**limits, **method.scoring, **own}
+    if name == "training":
+        return {**values, "seed": seed}
+    if name != "selection":
+        return dict(values)
+    budget = dict(values["budget"])
     if method.budget == "all":
         budget = {"fraction": 1.0}
     elif method.budget == "tokens":
@@ -114,12 +159,5 @@ def cell_settings(
                 f"selection.budget must be a fraction for a study with equal tokens, got {budget}; "
                 f"set selection.budget.fraction, or leave these methods out"
             )
-        budget = {"tokens": round(budget["fraction"] * num_pool_tokens)}
-    scoring = dict(method.scoring)
-    if method.draws_heads:
-        scoring["seed"] = seed
-    return {
-        "scoring": scoring,
-        "selection": {**selection, **method.selection, "budget": budget, "seed": seed},
-        "training": {**training, "seed": seed},
-    }
+        budget = {"tokens": round(budget["fraction"] * num_pool_tokens())}
+    return {**values, **method.selection, "budget": budget, "seed": seed}

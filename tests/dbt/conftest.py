@@ -97,6 +97,9 @@ def fixture_artifacts() -> Iterator[tuple[Artifact, dict[str, pa.Table]]]:
         ("checkpoint-1", ["subset-1"], {"training": {}}, checkpoint_rows()),
         ("evaluation-0", [], {"evaluation": {}}, outcome_rows(0)),
         ("evaluation-1", ["checkpoint-1", "evaluation-0"], {"evaluation": {}}, outcome_rows(1)),
+        ("study_cell-1", ["checkpoint-1", "evaluation-1"], {}, cell_rows("1", 0, 0.5)),
+        ("study_cell-2", ["checkpoint-1", "evaluation-1"], {}, cell_rows("2", 1, 0.7)),
+        ("study_results-1", ["study_cell-1", "study_cell-2"], {}, comparison_rows()),
     ]
     for hour, (artifact_id, parents, settings, rows) in enumerate(made):
         yield (
@@ -256,3 +259,51 @@ def outcome_rows(number: int) -> Rows:
         for repeat, answer in enumerate(answers[number])
     ]
     return {"evaluation_outcomes": outcomes}
+
+
+def cell_rows(number: str, seed: int, pass_at_1: float) -> Rows:
+    """Returns a cell of the method `circuitseer`."""
+    cell = {
+        "study_cell_id": f"study_cell-{number}",
+        "method": "circuitseer",
+        "seed": seed,
+        "checkpoint_id": "checkpoint-1",
+        "evaluation_id": "evaluation-1",
+        "subset_id": "subset-1",
+        "pass_at_1": pass_at_1,
+        "held_out_loss_nats": None,
+        "num_samples": 2,
+        "num_pool": 4,
+        "effective_pool_size": 3.0,
+        "score_tilt_sd": 0.5,
+        "random_tilt_sd": 0.1,
+        "num_selection_forwards": 4,
+        "selection_s": 2.0,
+        "num_train_tokens": 58,
+        "num_steps": 3,
+        "training_s": 1.0 + seed,
+    }
+    return {"study_cells": [cell]}
+
+
+def comparison_rows() -> Rows:
+    """Returns a primary comparison and an exploratory one."""
+    figures = {
+        "difference": 0.1,
+        "stderr": 0.05,
+        "degrees_of_freedom": 10.0,
+        "ci_low": -0.01,
+        "ci_high": 0.21,
+        "bootstrap_low": -0.02,
+        "bootstrap_high": 0.22,
+        "p_value": 0.07,
+        "smallest_effect": 0.15,
+        "verdict": "undecided",
+    }
+    compared = {"study_id": "study_results-1", "method": "circuitseer", "against": "random"}
+    return {
+        "study_comparisons": [
+            {**compared, **figures, "endpoint": "pass_at_1", "p_holm": 0.14},
+            {**compared, **figures, "endpoint": "held_out_log_likelihood_nats", "p_holm": None},
+        ]
+    }

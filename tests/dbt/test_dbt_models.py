@@ -21,6 +21,8 @@ MARTS = (
     "evaluation_summary",
     "head_usage",
     "score_distribution",
+    "study_results",
+    "study_significance",
     "subset_lineage",
 )
 
@@ -288,3 +290,24 @@ def test_every_source_is_the_asset_that_writes_it(full_build) -> None:
     assert assets.keys() == {row["table_name"] for row in tables}
     assert assets["subset_members"] == ["subset"]
     assert assets["artifacts"] == ["evaluation"]
+
+
+def test_study_results_are_means_over_a_methods_seeds(full_build) -> None:
+    (row,) = full_build.rows("from study_results")
+    assert (row["study_id"], row["method"], row["num_seeds"]) == (
+        "study_results-1",
+        "circuitseer",
+        2,
+    )
+    assert row["pass_at_1"] == pytest.approx(0.6)
+    assert row["pass_at_1_sd"] == pytest.approx(0.1 * 2**0.5)
+    assert row["held_out_loss_nats"] is None
+    assert row["effective_share_of_pool"] == 0.75
+    assert row["training_s"] == 1.5
+
+
+def test_study_significance_tells_hypotheses_from_explorations(full_build) -> None:
+    rows = full_build.rows("from study_significance")
+    primary = {row["endpoint"]: row["is_primary"] for row in rows}
+    assert primary == {"pass_at_1": True, "held_out_log_likelihood_nats": False}
+    assert {row["dagster_run_id"] for row in rows} == {"run of study_results-1"}

@@ -5,11 +5,13 @@ import pytest
 from circuitseer_assets.errors import SettingsError
 from circuitseer_assets.method.scorers import SCORERS
 from circuitseer_assets.method.study_methods import (
+    CLAIMS,
     METHODS,
     PRIMARY_PAIRS,
     SENSITIVITY_PAIR,
-    cell_settings,
+    cell_slice,
     find_method,
+    list_pairs,
 )
 from circuitseer_assets.settings import PROJECT_ROOT, Settings, load_settings, parse_settings
 
@@ -17,13 +19,12 @@ TINY = load_settings(PROJECT_ROOT / "presets/tiny.yaml")
 
 
 def settings_of(name: str, seed: int = 3) -> Settings:
-    slices = cell_settings(
-        find_method(name),
-        seed,
-        selection=TINY.slice("selection"),
-        training=TINY.slice("training"),
-        num_pool_tokens=100_000,
-    )
+    slices = {
+        slice_: cell_slice(
+            find_method(name), seed, slice_, TINY.slice(slice_), num_pool_tokens=lambda: 100_000
+        )
+        for slice_ in ("scoring", "selection", "training")
+    }
     return parse_settings(TINY.model_dump(mode="json") | slices, origin=name)
 
 
@@ -59,17 +60,26 @@ def test_random_heads_are_others_for_every_seed() -> None:
 
 
 def test_the_hypotheses_are_about_methods_there_are() -> None:
-    assert {name for pair in (*PRIMARY_PAIRS, SENSITIVITY_PAIR) for name in pair} <= set(METHODS)
+    claimed = [(method, against) for _, method, against in CLAIMS]
+    assert set(PRIMARY_PAIRS) <= set(claimed)
+    assert {name for pair in (*claimed, SENSITIVITY_PAIR) for name in pair} <= set(METHODS)
+
+
+def test_what_is_compared_are_the_claims_and_every_method_with_random() -> None:
+    pairs = list_pairs(list(METHODS))
+    assert len(pairs) == len(set(pairs))
+    assert {method for method, against in pairs if against == "random"} == set(METHODS) - {"random"}
+    assert list_pairs(["random", "ifd"]) == [("ifd", "random")]
 
 
 def test_unknown_methods_and_budgets_that_are_no_share_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"study\.methods must be among circuitseer, .* 'rand'"):
         find_method("rand")
     with pytest.raises(SettingsError, match=r"selection\.budget must be a fraction"):
-        cell_settings(
+        cell_slice(
             find_method("random_tokens"),
             0,
-            selection={**TINY.slice("selection"), "budget": {"samples": 10}},
-            training=TINY.slice("training"),
-            num_pool_tokens=10,
+            "selection",
+            {**TINY.slice("selection"), "budget": {"samples": 10}},
+            num_pool_tokens=lambda: 10,
         )

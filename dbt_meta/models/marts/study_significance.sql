@@ -1,0 +1,22 @@
+select
+    compared.study_id,
+    compared.endpoint,
+    compared.method,
+    compared.against,
+    compared.p_holm is not null as is_primary,
+    compared.difference,
+    compared.stderr,
+    compared.degrees_of_freedom,
+    compared.ci_low,
+    compared.ci_high,
+    compared.bootstrap_low,
+    compared.bootstrap_high,
+    compared.p_value,
+    compared.p_holm,
+    compared.smallest_effect,
+    compared.verdict,
+    artifacts.dagster_run_id,
+    artifacts.created_at
+from {{ ref('stg_study_comparisons') }} as compared
+inner join {{ ref('stg_artifacts') }} as artifacts
+    on compared.study_id = artifacts.artifact_id

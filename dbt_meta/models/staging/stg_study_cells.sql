@@ -1,0 +1,20 @@
+select
+    study_cell_id,
+    method,
+    seed,
+    checkpoint_id,
+    evaluation_id,
+    subset_id,
+    pass_at_1,
+    held_out_loss_nats,
+    num_samples,
+    num_pool,
+    effective_pool_size,
+    score_tilt_sd,
+    random_tilt_sd,
+    num_selection_forwards,
+    selection_s,
+    num_train_tokens,
+    num_steps,
+    training_s
+from {{ source('warehouse', 'study_cells') }}

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from circuitseer_assets.errors import ModelError
 from circuitseer_assets.method.attention import (
+    Attend,
     AttentionCall,
     decoder_of,
     ensure_supported,
@@ -153,7 +154,7 @@ def ablated_loss_nats(
             walk = order[first : first + size]
             rows = _rows_to_join(inputs, [starts[i] for i in walk])
             attention.ablations = [ablations[i] for i in walk]
-            hidden = _walk(parts, clean, rows)
+            hidden = _walk(parts, clean, rows, attention)
             attention.ablations = ()
             found = _loss_nats(parts, hidden, clean.text).tolist()
             for i, loss in zip(walk, found, strict=True):
@@ -171,15 +172,19 @@ def _rows_to_join(inputs: "_LayerInputs", starts: Sequence[int]) -> dict[int, Te
     }
 
 
-def _walk(parts: DecoderParts, clean: CleanForward, rows: dict[int, Tensor]) -> Tensor:
+def _walk(
+    parts: DecoderParts,
+    clean: CleanForward,
+    rows: dict[int, Tensor],
+    attention: "_AblatedAttention",
+) -> Tensor:
     """Returns the last layer's output of all rows, those that joined first in front, (B, T, C)."""
-    hidden: Tensor | None = None
+    hidden = next(iter(rows.values()))[:0]
     for layer in range(min(rows), parts.num_layers):
+        attention.num_walking = len(hidden)
         if layer in rows:
-            hidden = rows[layer] if hidden is None else torch.cat([hidden, rows[layer]])
-        assert hidden is not None  # the first rows join at the first layer
+            hidden = torch.cat([hidden, rows[layer]])
         hidden = _run_layer(parts, layer, hidden, clean.layer_kwargs[layer])  # (b, T, C)
-    assert hidden is not None
     return hidden
 
 
@@ -208,28 +213,42 @@ class _LayerInputs:
 class _AblatedAttention:
     """Computes attention, and replaces the output of the heads that each row's ablation names.
 
+    Rows that join a walk at this layer were all given the same: their attention is computed once.
     Between two walks there are no ablations, and the attention is the model's own.
     """
 
     kind: AblationKind
     mean_outputs: Tensor | None
     ablations: Sequence[Ablation] = ()
+    num_walking: int = 0
+    """How many rows of the batch joined below this layer."""
 
-    def __call__(self, call: AttentionCall, attend: Callable[[], Tensor]) -> Tensor:
-        output = attend()  # (b, T, H, V)
+    def __call__(self, call: AttentionCall, attend: Attend) -> Tensor:
+        batch, first = call.query.shape[0], self.num_walking
+        if self.ablations and batch - first > 1:
+            output = attend(first + 1)  # (b, T, H, V)
+            joining = output[first:].expand(batch - first, -1, -1, -1)
+            output = torch.cat([output[:first], joining])
+        else:
+            output = attend()
+        uniform: Tensor | None = None  # of all heads, for the rows that join
         # The first rows of a walk are there already, the others have yet to join.
-        for row, ablation in enumerate(self.ablations[: output.shape[0]]):
+        for row, ablation in enumerate(self.ablations[:batch]):
             heads = sorted(head.head for head in ablation if head.layer == call.layer)
             if not heads:
                 continue
-            if self.kind == "uniform":
-                output[row, :, heads] = uniform_output(call.row(row), heads)[0]
-            elif self.kind == "zero":
+            if self.kind == "zero":
                 output[row, :, heads] = 0
-            else:
+            elif self.kind == "mean":
                 if self.mean_outputs is None:
                     raise ValueError("mean_outputs must be given for ablation 'mean', got None")
                 output[row, :, heads] = self.mean_outputs[call.layer, heads].to(output)
+            elif row < first:
+                output[row, :, heads] = uniform_output(call.row(row), heads)[0]
+            else:
+                if uniform is None:
+                    uniform = uniform_output(call.row(first), range(call.num_heads))[0]
+                output[row, :, heads] = uniform[:, heads]
         return output
 
 
@@ -267,7 +286,7 @@ def mean_head_outputs(parts: DecoderParts, texts: Sequence[TokenizedText]) -> Te
     """Returns each head's mean output over all positions of all `texts`, (L, H, V), float64."""
     totals: dict[int, Tensor] = {}
 
-    def add(call: AttentionCall, attend: Callable[[], Tensor]) -> Tensor:
+    def add(call: AttentionCall, attend: Attend) -> Tensor:
         output = attend()
         total = output.double().sum((0, 1))
         totals[call.layer] = totals.get(call.layer, torch.zeros_like(total)) + total

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -82,7 +82,15 @@ class AttentionCall:
         return torch.arange(1, self.num_tokens + 1, device=self.query.device)[None]
 
 
-Interceptor: TypeAlias = Callable[[AttentionCall, Callable[[], Tensor]], Tensor]
+class Attend(Protocol):
+    """Computes a call's attention as the model does, with SDPA."""
+
+    def __call__(self, num_rows: int | None = None) -> Tensor:
+        """Returns the output of the batch's first `num_rows`, of all if None, (b, T, H, V)."""
+        ...
+
+
+Interceptor: TypeAlias = Callable[[AttentionCall, Attend], Tensor]
 """Takes a call and a function that computes it with SDPA; returns the output, (B, T, H, V)."""
 
 
@@ -110,10 +118,12 @@ def _attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    def attend() -> Tensor:
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
+    def attend(num_rows: int | None = None) -> Tensor:
+        batch = query[:num_rows], key[:num_rows], value[:num_rows]
+        mask = attention_mask
+        if mask is not None and mask.shape[0] > 1:  # else all rows have the same
+            mask = mask[:num_rows]
+        output, _ = sdpa_attention_forward(module, *batch, mask, scaling=scaling, **kwargs)
         return output
 
     interceptor = _active.get()
@@ -332,7 +342,7 @@ def ensure_supported(model: PreTrainedModel) -> AttentionShape:
         raise _unsupported(model, "its attention is more than SDPA computes (sinks, soft caps)")
     seen: list[int] = []
 
-    def check(call: AttentionCall, attend: Callable[[], Tensor]) -> Tensor:
+    def check(call: AttentionCall, attend: Attend) -> Tensor:
         output = attend()
         _check_call(model, call, output, shape)
         seen.append(call.layer)

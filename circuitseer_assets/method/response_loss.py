@@ -5,7 +5,7 @@ wide as the vocabulary.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from circuitseer_assets.method.attention import (
+    Attend,
     AttentionCall,
     Interceptor,
     decoder_of,
@@ -106,7 +107,7 @@ def _make_uniform(heads: AbstractSet[HeadId]) -> Interceptor:
         for layer, group in itertools.groupby(sorted(heads), key=lambda head: head.layer)
     }
 
-    def intercept(call: AttentionCall, attend: Callable[[], Tensor]) -> Tensor:
+    def intercept(call: AttentionCall, attend: Attend) -> Tensor:
         output = attend()  # (B, T, H, V)
         if here := by_layer.get(call.layer):
             output[:, :, here] = uniform_output(call, here)

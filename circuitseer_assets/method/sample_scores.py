@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from circuitseer_assets.errors import SettingsError
 from circuitseer_assets.method.attention import (
+    Attend,
     AttentionCall,
     StopForward,
     attention_focus,
@@ -221,7 +222,7 @@ def _read(
     }
     seen: list[Tensor] = []
 
-    def intercept(call: AttentionCall, attend: Callable[[], Tensor]) -> Tensor:
+    def intercept(call: AttentionCall, attend: Attend) -> Tensor:
         here = by_layer.get(call.layer)
         if here is not None:
             seen.append(look(call, here).cpu())
@@ -354,7 +355,7 @@ def find_retrieval_heads(
     once = torch.randint(vocabulary, (num_sequences, length), generator=generator)
     scores: dict[HeadId, float] = {}
 
-    def intercept(call: AttentionCall, attend: Callable[[], Tensor]) -> Tensor:
+    def intercept(call: AttentionCall, attend: Attend) -> Tensor:
         rows = attention_rows(call, range(shape.num_heads), length, 2 * length)
         copied = rows.diagonal(offset=1, dim1=-2, dim2=-1)  # query length + i, key i + 1
         for head, score in enumerate(copied.double().mean((0, 2)).tolist()):

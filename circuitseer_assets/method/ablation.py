@@ -1,10 +1,11 @@
 """Measures what removing heads costs, restarting each time where the removal first matters.
 
-A model and one probe in, losses out: a clean forward keeps the inputs of decoder layers, and an
-ablation in layer l runs the layers from l on only. Ablations share one walk up the layers: each
-joins the batch as another row where its own first layer comes, so that no row runs a layer for
-nothing and the upper layers run full batches. The loss is taken at the response's tokens alone.
-Exact: each layer gets the very arguments that it got in the full forward.
+A model and one probe in, losses out. Ablations share one walk up the layers: each joins the batch
+as another row where its own first layer comes, so that no row runs a layer for nothing and the
+upper layers run full batches. The first walk is the model's own forward with nothing ablated, which
+other rows join; ablations that it has no room for restart later from the inputs of layers that it
+kept. The loss is taken at the response's tokens alone. Exact: each layer gets the very arguments
+that it gets in a full forward.
 
 Only one probe's layer inputs are held at a time, L x T x C numbers: 205 MB for a model of 7 B
 parameters (28 layers, width 3,584) in bfloat16 at 1,024 tokens. With fewer layers kept, those in
@@ -15,9 +16,10 @@ Reference: CircuitSeer, arXiv 2510.18470.
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -28,6 +30,7 @@ from circuitseer_assets.errors import ModelError
 from circuitseer_assets.method.attention import (
     Attend,
     AttentionCall,
+    StopForward,
     decoder_of,
     ensure_supported,
     intercept_attention,
@@ -61,16 +64,6 @@ class DecoderParts:
         return len(self.layers)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CleanForward:
-    """One probe's forward with nothing ablated: its loss, and what each layer was given."""
-
-    text: TokenizedText
-    loss_nats: float
-    layer_inputs: dict[int, Tensor]  # of the layers kept, the first always: (1, T, C) each
-    layer_kwargs: tuple[dict[str, Any], ...]
-
-
 def decoder_parts(model: PreTrainedModel) -> DecoderParts:
     """Returns the parts of `model` that a restart calls.
 
@@ -88,125 +81,164 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
     return DecoderParts(model, tuple(layers[: shape.num_layers]), norm, shape.num_heads)
 
 
-@torch.inference_mode()
-def run_clean(
-    parts: DecoderParts, text: TokenizedText, *, max_cached_layers: int | None = None
-) -> CleanForward:
-    """Returns the probe's loss and the inputs of `max_cached_layers` layers, of all if None."""
-    every = math.ceil(parts.num_layers / (max_cached_layers or parts.num_layers))
-    inputs: dict[int, Tensor] = {}
-    kwargs: list[dict[str, Any]] = []
-    outputs: list[Any] = []
-
-    def before(_: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if len(kwargs) % every == 0:
-            inputs[len(kwargs)] = args[0]
-        kwargs.append(keywords)
-
-    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        outputs.append(output)
-
-    with contextlib.ExitStack() as hooks:
-        for layer in parts.layers:
-            handle = layer.register_forward_pre_hook(before, with_kwargs=True)
-            hooks.callback(handle.remove)
-        hooks.callback(parts.layers[-1].register_forward_hook(after).remove)
-        hooks.enter_context(intercept_attention(parts.model, lambda _, attend: attend()))
-        ids = torch.tensor([text.input_ids], device=parts.model.device)
-        decoder_of(parts.model)(input_ids=ids, use_cache=False)
-    loss = float(_loss_nats(parts, _hidden_of(outputs[0]), text)[0])
-    return CleanForward(text, loss, inputs, tuple(kwargs))
+Report = Callable[[float, Sequence[int], Sequence[float]], None]
+"""Takes the loss with nothing ablated, and a walk's ablations with their losses."""
 
 
 @torch.inference_mode()
-def ablated_loss_nats(
+def measure_losses(
     parts: DecoderParts,
-    clean: CleanForward,
+    text: TokenizedText,
     ablations: Sequence[Ablation],
     *,
     kind: AblationKind,
     max_batch_tokens: int,
+    max_cached_layers: int | None = None,
     mean_outputs: Tensor | None = None,
-    report: Callable[[Sequence[int], Sequence[float]], None] | None = None,
-) -> list[float]:
-    """Returns the probe's loss under each ablation, in the order asked, in nats a token.
+    report: Report | None = None,
+) -> tuple[float, list[float]]:
+    """Returns the probe's loss with nothing ablated, and that of each ablation, in nats a token.
 
     Args:
         parts: the model's parts.
-        clean: the probe's clean forward.
-        ablations: sets of heads, each set ablated together; one without heads is a plain restart.
+        text: the probe.
+        ablations: sets of heads, each set ablated together; one without heads changes nothing.
         kind: what an ablated head puts out.
-        max_batch_tokens: how many tokens run at once; at least one ablation does.
+        max_batch_tokens: how many tokens run at once; at least one row does.
+        max_cached_layers: how many layers' inputs are kept for later walks; all if None.
         mean_outputs: each head's mean output, (L, H, V), for kind `mean`.
-        report: called after every walk with the indices of its ablations and their losses.
+        report: called after every walk.
     """
     starts = [min((head.layer for head in heads), default=0) for heads in ablations]
     order = sorted(range(len(ablations)), key=lambda i: starts[i])
     if parts.model.device.type == "cpu":
         width = parts.model.config.get_text_config().hidden_size
         max_batch_tokens = min(max_batch_tokens, _CPU_HIDDEN_NUMBERS // width)
-    size = max(1, max_batch_tokens // len(clean.text.input_ids))
-    inputs = _LayerInputs(parts, clean)
+    size = max(1, max_batch_tokens // len(text.input_ids))
+    walks = [order[: size - 1]]  # one row of the first is the clean forward
+    walks += [order[first : first + size] for first in range(size - 1, len(order), size)]
     attention = _AblatedAttention(kind, mean_outputs)
+    inputs = _LayerInputs(parts, _layers_to_keep(parts, starts, walks[1:], max_cached_layers))
     losses = [0.0] * len(ablations)
+    clean_loss = 0.0
     with intercept_attention(parts.model, attention):
-        for first in range(0, len(order), size):
-            walk = order[first : first + size]
-            rows = _rows_to_join(inputs, [starts[i] for i in walk])
-            attention.ablations = [ablations[i] for i in walk]
-            hidden = _walk(parts, clean, rows, attention)
+        for number, walk in enumerate(walks):
+            joining = Counter(starts[i] for i in walk)
+            if number == 0:
+                attention.ablations = [frozenset(), *(ablations[i] for i in walk)]
+                hidden = _walk_in_a_forward(inputs, text, joining, attention)
+            else:
+                rows = {layer: inputs.of(layer).expand(n, -1, -1) for layer, n in joining.items()}
+                attention.ablations = [ablations[i] for i in walk]
+                hidden = _walk(inputs, rows, attention)
             attention.ablations = ()
-            found = _loss_nats(parts, hidden, clean.text).tolist()
+            found = _loss_nats(parts, hidden, text).tolist()
+            if number == 0:
+                clean_loss, *found = found
             for i, loss in zip(walk, found, strict=True):
                 losses[i] = loss
             if report is not None:
-                report(walk, found)
-    return losses
+                report(clean_loss, walk, found)
+    return clean_loss, losses
 
 
-def _rows_to_join(inputs: "_LayerInputs", starts: Sequence[int]) -> dict[int, Tensor]:
-    """Returns the rows that join the walk at each layer, (b, T, C); `starts` ascend."""
-    return {
-        layer: inputs.of(layer).expand(starts.count(layer), -1, -1)
-        for layer in dict.fromkeys(starts)
-    }
+def _layers_to_keep(
+    parts: DecoderParts,
+    starts: Sequence[int],
+    walks: Sequence[Sequence[int]],
+    max_cached_layers: int | None,
+) -> range:
+    """Returns the layers whose inputs these walks need, or from which they can be computed."""
+    if not walks:
+        return range(0)
+    lowest = starts[walks[0][0]]
+    every = math.ceil(parts.num_layers / (max_cached_layers or parts.num_layers))
+    return range(lowest, parts.num_layers, every)
+
+
+def _walk_in_a_forward(
+    inputs: "_LayerInputs",
+    text: TokenizedText,
+    joining: Mapping[int, int],
+    attention: "_AblatedAttention",
+) -> Tensor:
+    """Returns the last layer's output, (1 + B, T, C): of the clean forward, and of rows joining it.
+
+    `joining` tells how many rows join at a layer. What each layer is given goes into `inputs`.
+    """
+    outputs: list[Any] = []
+
+    def before(_: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        hidden: Tensor = args[0]
+        layer = len(inputs.kwargs)
+        inputs.keep(layer, hidden[:1], keywords)
+        attention.num_walking = len(hidden)
+        hidden = torch.cat([hidden, hidden[:1].expand(joining.get(layer, 0), -1, -1)])
+        return (hidden, *args[1:]), _expanded(keywords, len(hidden))
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        outputs.append(output)
+        raise StopForward  # some models' next step insists on as many rows as were put in
+
+    layers, model = inputs.parts.layers, inputs.parts.model
+    with contextlib.ExitStack() as hooks:
+        for layer in layers:
+            handle = layer.register_forward_pre_hook(before, with_kwargs=True)
+            hooks.callback(handle.remove)
+        hooks.callback(layers[-1].register_forward_hook(after).remove)
+        hooks.enter_context(intercept_attention(model, attention))
+        ids = torch.tensor([text.input_ids], device=model.device)
+        decoder_of(model)(input_ids=ids, use_cache=False)
+    return _hidden_of(outputs[0])
 
 
 def _walk(
-    parts: DecoderParts,
-    clean: CleanForward,
-    rows: dict[int, Tensor],
-    attention: "_AblatedAttention",
+    inputs: "_LayerInputs", rows: Mapping[int, Tensor], attention: "_AblatedAttention"
 ) -> Tensor:
-    """Returns the last layer's output of all rows, those that joined first in front, (B, T, C)."""
+    """Returns the last layer's output of all rows, those that joined first in front, (B, T, C).
+
+    `rows` are those that join at each layer, (b, T, C), in ascending order.
+    """
     hidden = next(iter(rows.values()))[:0]
-    for layer in range(min(rows), parts.num_layers):
+    for layer in range(min(rows), inputs.parts.num_layers):
         attention.num_walking = len(hidden)
         if layer in rows:
             hidden = torch.cat([hidden, rows[layer]])
-        hidden = _run_layer(parts, layer, hidden, clean.layer_kwargs[layer])  # (b, T, C)
+        hidden = inputs.run_layer(layer, hidden)  # (b, T, C)
     return hidden
 
 
 @dataclass(slots=True, eq=False)
 class _LayerInputs:
-    """What each layer was given in the clean forward: kept, or computed again from below."""
+    """What each layer is given in the clean forward: kept, or computed again from below."""
 
     parts: DecoderParts
-    clean: CleanForward
+    kept_layers: range
+    kwargs: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[int, Tensor] = field(default_factory=dict)  # (1, T, C) each
     layer: int = -1
     hidden: Tensor | None = None
 
+    def keep(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        """Stores what the next layer was given."""
+        self.kwargs.append(kwargs)
+        if layer in self.kept_layers:
+            self.kept[layer] = hidden.clone()
+
     def of(self, layer: int) -> Tensor:
         """Returns the layer's input, (1, T, C); asking upwards costs least."""
-        below = max(kept for kept in self.clean.layer_inputs if kept <= layer)
+        below = max(kept for kept in self.kept if kept <= layer)
         if self.hidden is None or not below <= self.layer <= layer:
-            self.layer, self.hidden = below, self.clean.layer_inputs[below]
+            self.layer, self.hidden = below, self.kept[below]
         while self.layer < layer:
-            kwargs = self.clean.layer_kwargs[self.layer]
-            self.hidden = _run_layer(self.parts, self.layer, self.hidden, kwargs)
+            self.hidden = self.run_layer(self.layer, self.hidden)
             self.layer += 1
         return self.hidden
+
+    def run_layer(self, layer: int, hidden: Tensor) -> Tensor:
+        """Returns the layer's output for rows of `hidden`, (b, T, C)."""
+        kwargs = _expanded(self.kwargs[layer], len(hidden))
+        return _hidden_of(self.parts.layers[layer](hidden, **kwargs))
 
 
 @dataclass(slots=True, eq=False)
@@ -250,10 +282,6 @@ class _AblatedAttention:
                     uniform = uniform_output(call.row(first), range(call.num_heads))[0]
                 output[row, :, heads] = uniform[:, heads]
         return output
-
-
-def _run_layer(parts: DecoderParts, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-    return _hidden_of(parts.layers[layer](hidden, **_expanded(kwargs, hidden.shape[0])))
 
 
 def _hidden_of(output: Any) -> Tensor:
@@ -311,22 +339,22 @@ def check_restart(
 ) -> None:
     """Checks on one probe that a walk gives whole forwards' losses.
 
-    Without an ablation, and with one head of the first, a middle and the last layer each, all in
-    one walk.
+    Without an ablation, and with one head of the first, a middle and the last layer each: some in
+    the first walk, some restarted.
 
     Raises:
         ModelError: it does not; names the architecture and the difference.
     """
-    clean = run_clean(parts, text, max_cached_layers=max_cached_layers)
     last = parts.num_layers - 1
     tried = [frozenset({HeadId(layer, 0)}) for layer in sorted({0, last // 2, last})]
     ablations: list[Ablation] = [frozenset(), *tried]
-    losses = ablated_loss_nats(
+    clean_loss, losses = measure_losses(
         parts,
-        clean,
+        text,
         ablations,
         kind=kind,
-        max_batch_tokens=len(ablations) * len(text.input_ids),
+        max_batch_tokens=3 * len(text.input_ids),
+        max_cached_layers=max_cached_layers,
         mean_outputs=mean_outputs,
     )
     whole = [
@@ -334,7 +362,7 @@ def check_restart(
         for ablation in ablations
     ]
     tolerance = 1e-4 if parts.model.dtype == torch.float32 else 2e-2
-    for got, wanted in zip([clean.loss_nats, *losses], [whole[0], *whole], strict=True):
+    for got, wanted in zip([clean_loss, *losses], [whole[0], *whole], strict=True):
         if not abs(got - wanted) <= tolerance * max(1.0, abs(wanted)):
             raise _cannot_restart(
                 parts.model,

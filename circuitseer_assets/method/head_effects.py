@@ -17,13 +17,12 @@ from transformers import PreTrainedModel
 from circuitseer_assets.method import ranking_statistics as statistics
 from circuitseer_assets.method.ablation import (
     Ablation,
-    CleanForward,
     DecoderParts,
-    ablated_loss_nats,
+    Report,
     check_restart,
     decoder_parts,
     mean_head_outputs,
-    run_clean,
+    measure_losses,
 )
 from circuitseer_assets.method.attention import intercept_attention
 from circuitseer_assets.method.ranking_statistics import BoolArray, FloatArray
@@ -112,18 +111,17 @@ class Laboratory:
         progress.total -= int(which.sum()) - len(missing)
         if len(missing) == 0 and clean_key in self.journal:
             return float(self.journal[clean_key][0]), effects
-        clean = run_clean(self.parts, text, max_cached_layers=self.max_cached_layers)
-        self.journal[clean_key] = np.array([clean.loss_nats])
 
-        def keep(indices: Sequence[int], losses: Sequence[float]) -> None:
+        def keep(clean_loss: float, indices: Sequence[int], losses: Sequence[float]) -> None:
             measured = missing[list(indices)]
-            effects[measured] = np.array(losses) - clean.loss_nats
+            effects[measured] = np.array(losses) - clean_loss
+            self.journal[clean_key] = np.array([clean_loss])
             for layer in {self.heads[i].layer for i in measured}:
                 self.journal[layer_keys[layer]] = by_layer[layer].copy()
             progress.advance(len(measured))
 
-        self._ablate(clean, [frozenset({self.heads[i]}) for i in missing], keep)
-        return clean.loss_nats, effects
+        clean_loss, _ = self._ablate(text, [frozenset({self.heads[i]}) for i in missing], keep)
+        return clean_loss, effects
 
     def _layer_keys(self, text: TokenizedText) -> list[str]:
         return [f"{text.sample_id}:{layer}" for layer in range(self.parts.num_layers)]
@@ -138,25 +136,22 @@ class Laboratory:
             if key in self.journal:
                 progress.total -= len(ablations)
             else:
-                clean = run_clean(self.parts, text, max_cached_layers=self.max_cached_layers)
-                losses = self._ablate(clean, ablations, None)
-                self.journal[key] = np.array(losses) - clean.loss_nats
+                clean_loss, losses = self._ablate(text, ablations, None)
+                self.journal[key] = np.array(losses) - clean_loss
                 progress.advance(len(ablations))
             effects.append(self.journal[key])
         return np.stack(effects, axis=1)
 
     def _ablate(
-        self,
-        clean: CleanForward,
-        ablations: Sequence[Ablation],
-        report: Callable[[Sequence[int], Sequence[float]], None] | None,
-    ) -> list[float]:
-        return ablated_loss_nats(
+        self, text: TokenizedText, ablations: Sequence[Ablation], report: Report | None
+    ) -> tuple[float, list[float]]:
+        return measure_losses(
             self.parts,
-            clean,
+            text,
             ablations,
             kind=self.settings.ablation,
             max_batch_tokens=self.max_batch_tokens,
+            max_cached_layers=self.max_cached_layers,
             mean_outputs=self.mean_outputs,
             report=report,
         )

@@ -16,11 +16,10 @@ from transformers import (
 
 from circuitseer_assets.errors import CorpusError, ModelError, SettingsError
 from circuitseer_assets.method.ablation import (
-    ablated_loss_nats,
     check_restart,
     decoder_parts,
     mean_head_outputs,
-    run_clean,
+    measure_losses,
 )
 from circuitseer_assets.method.head_ranking import random_head_sets, rank_heads
 from circuitseer_assets.method.ranking_statistics import round_ends
@@ -84,54 +83,65 @@ def test_a_restart_is_the_full_forward(any_model, max_batch_tokens):
     parts, text = decoder_parts(any_model), make_text("probe", 9, 6)
     sets = [frozenset({head}) for head in ALL_HEADS]
     sets += [frozenset(), frozenset({HeadId(0, 1), HeadId(0, 3), HeadId(2, 0)})]
-    clean = run_clean(parts, text)
-    got = ablated_loss_nats(parts, clean, sets, kind="uniform", max_batch_tokens=max_batch_tokens)
+    clean_loss, got = measure_losses(
+        parts, text, sets, kind="uniform", max_batch_tokens=max_batch_tokens
+    )
     expected = [brute_force_loss(any_model, text, heads) for heads in sets]
-    assert clean.loss_nats == pytest.approx(brute_force_loss(any_model, text, []), abs=1e-5)
+    assert clean_loss == pytest.approx(brute_force_loss(any_model, text, []), abs=1e-5)
     assert np.abs(np.array(got) - expected).max() <= 1e-5
     assert np.ptp(expected) > 1e-3  # the ablations do something
+
+
+def layer_runs(parts, text, sets, **settings):
+    """Returns the losses, and of every layer run its layer and number of rows, in order."""
+    runs = []
+    hooks = [
+        layer.register_forward_hook(lambda _, args, out, i=i: runs.append((i, len(rows_of(out)))))
+        for i, layer in enumerate(parts.layers)
+    ]
+    losses = measure_losses(parts, text, sets, **settings)
+    for hook in hooks:
+        hook.remove()
+    return losses, runs
+
+
+def rows_of(output):
+    return output[0] if isinstance(output, tuple) else output
 
 
 @pytest.mark.parametrize("max_cached_layers", [1, 2])
 def test_layers_that_are_not_kept_are_computed_again(any_model, max_cached_layers):
     parts, text = decoder_parts(any_model), make_text("probe", 9, 6)
     sets = [frozenset({head}) for head in ALL_HEADS]
-    clean = run_clean(parts, text, max_cached_layers=max_cached_layers)
-    assert len(clean.layer_inputs) <= max_cached_layers
-    got, kept = (
-        ablated_loss_nats(parts, forward, sets, kind="uniform", max_batch_tokens=64)
-        for forward in (clean, run_clean(parts, text))
+    settings = {"kind": "uniform", "max_batch_tokens": 64}
+    (clean_loss, got), runs = layer_runs(
+        parts, text, sets, max_cached_layers=max_cached_layers, **settings
     )
+    (kept_clean_loss, kept), kept_runs = layer_runs(parts, text, sets, **settings)
+    assert clean_loss == kept_clean_loss
     assert got == pytest.approx(kept, abs=1e-6)
+    # Later walks start at each of the three layers: those above what is kept are run once more.
+    again = list(runs)
+    for run in kept_runs:
+        again.remove(run)
+    assert again == {1: [(0, 1), (1, 1)], 2: [(0, 1)]}[max_cached_layers]
 
 
 def test_no_walk_holds_more_than_the_token_budget_and_no_row_runs_below_its_layer(llama):
     parts, text = decoder_parts(llama), make_text("probe", 9, 6)
-    batches = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, i=i: batches.append((i, args[0].shape[0])))
-        for i, layer in enumerate(parts.layers)
-    ]
-    clean = run_clean(parts, text)
-    batches.clear()
     sets = [frozenset({HeadId(layer, 0)}) for layer in (2, 0, 1, 1)]
-    ablated_loss_nats(parts, clean, sets, kind="zero", max_batch_tokens=4 * 15)
-    one_walk = list(batches)
-    batches.clear()
-    ablated_loss_nats(parts, clean, sets, kind="zero", max_batch_tokens=2 * 15)
-    for hook in hooks:
-        hook.remove()
-    assert one_walk == [(0, 1), (1, 3), (2, 4)]
-    assert batches == [(0, 1), (1, 2), (2, 2), (1, 1), (2, 2)]
+    _, one_walk = layer_runs(parts, text, sets, kind="zero", max_batch_tokens=5 * 15)
+    assert one_walk == [(0, 2), (1, 4), (2, 5)]  # with a row for the clean forward
+    _, walks = layer_runs(parts, text, sets, kind="zero", max_batch_tokens=2 * 15)
+    assert walks == [(0, 2), (1, 2), (2, 2), (1, 2), (2, 2), (2, 1)]
 
 
 @pytest.mark.parametrize("kind", ["zero", "mean"])
 def test_the_other_ablations(llama, kind):
     parts, text = decoder_parts(llama), make_text("probe", 9, 6)
     means = mean_head_outputs(parts, [text, make_text("another", 5, 4)])
-    clean = run_clean(parts, text)
     sets = [frozenset({head}) for head in ALL_HEADS]
-    got = ablated_loss_nats(parts, clean, sets, kind=kind, max_batch_tokens=64, mean_outputs=means)
+    _, got = measure_losses(parts, text, sets, kind=kind, max_batch_tokens=64, mean_outputs=means)
     expected = [brute_force_loss(llama, text, heads, kind, means) for heads in sets]
     assert np.abs(np.array(got) - expected).max() <= 1e-5
 
@@ -156,12 +166,9 @@ def test_only_the_ablated_query_head_changes():
     seen = []
     projection = output_projection(model, 1)
     hook = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
-    clean = run_clean(parts, text)
-    ablated_loss_nats(
-        parts, clean, [frozenset({HeadId(1, 1)})], kind="uniform", max_batch_tokens=64
-    )
+    measure_losses(parts, text, [frozenset({HeadId(1, 1)})], kind="uniform", max_batch_tokens=64)
     hook.remove()
-    before, after = (z[0].unflatten(-1, (HEADS, -1)) for z in (seen[0], seen[-1]))
+    before, after = (z.unflatten(-1, (HEADS, -1)) for z in seen[-1])  # the clean row, the ablated
     assert torch.allclose(before[:, [0, 2, 3]], after[:, [0, 2, 3]], atol=1e-6)
     assert not torch.allclose(before[1:, 1], after[1:, 1], atol=1e-3)
 
@@ -195,9 +202,8 @@ def test_smollm2_restarts_exactly(tmp_path):
     smollm2 = load_language_model(settings, cache=tmp_path)
     parts = decoder_parts(smollm2.model)
     text = smollm2.tokenize("pens", [Message("user", "A pen costs 3. What are 7?")], "7*3 = 21")
-    clean = run_clean(parts, text)
     sets = [frozenset({HeadId(1, 0)}), frozenset({HeadId(18, 8), HeadId(7, 2)})]
-    got = ablated_loss_nats(parts, clean, sets, kind="uniform", max_batch_tokens=1024)
+    _, got = measure_losses(parts, text, sets, kind="uniform", max_batch_tokens=1024)
     expected = [brute_force_loss(smollm2.model, text, heads, "uniform") for heads in sets]
     assert np.abs(np.array(got) - expected).max() <= 1e-4
 

@@ -64,6 +64,17 @@ def score_length(reader: Reader, samples: Iterable[Sample], settings: ScoringSet
         yield SampleScore(sample.sample_id, float(num_tokens), num_tokens)
 
 
+def score_shortness(reader: Reader, samples: Iterable[Sample], settings: ScoringSettings) -> Scores:
+    """Returns 1 over the number of the prompt's tokens.
+
+    It is what the published reading comes to where one token gets a fixed share s of all attention
+    and the others next to none: the variance is then about s^2 / T.
+    """
+    for sample in samples:
+        num_tokens = len(reader.read(sample, with_response=False).input_ids)
+        yield SampleScore(sample.sample_id, 1 / num_tokens, num_tokens)
+
+
 def score_by_planted_noise(
     reader: Reader, samples: Iterable[Sample], settings: ScoringSettings
 ) -> Scores:

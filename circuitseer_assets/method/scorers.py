@@ -69,6 +69,11 @@ SCORERS: Mapping[str, Scorer] = {
         num_forwards=0,
         reads_response=True,
     ),
+    "shortness": Scorer(
+        "baselines.score_shortness",
+        source="a control: 1 / tokens of the prompt, which the published score nearly follows",
+        num_forwards=0,
+    ),
     "max_loss": Scorer(
         "baselines.score_loss",
         source="the mean loss of the response given the prompt, the hardest first",

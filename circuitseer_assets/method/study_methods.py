@@ -65,11 +65,13 @@ METHODS: Mapping[str, StudyMethod] = {
         "baseline", {"scorer": "attention_influence", "heads": "retrieval"}, _TOP
     ),
     "length": _scored_by("length", "control"),
+    "shortness": _scored_by("shortness", "control"),
     "full": _scored_by("random", budget="all"),
     "oracle": _scored_by("oracle", "control"),
     "circuitseer_tokens": StudyMethod("method", budget="tokens"),
     "random_tokens": _scored_by("random", budget="tokens"),
     "length_tokens": _scored_by("length", "control", budget="tokens"),
+    "shortness_tokens": _scored_by("shortness", "control", budget="tokens"),
 }
 
 PRIMARY_PAIRS = (("circuitseer", "random"), ("circuitseer", "full"))
@@ -82,8 +84,14 @@ CLAIMS = (
     ("a tenth of the data beats all of it", "circuitseer", "full"),
     ("it beats a random subset", "circuitseer", "random"),
     ("it beats a random subset of as many tokens", "circuitseer_tokens", "random_tokens"),
-    ("it beats choosing by length", "circuitseer", "length"),
-    ("it beats choosing by length, with as many tokens", "circuitseer_tokens", "length_tokens"),
+    ("it beats choosing long samples", "circuitseer", "length"),
+    ("it beats choosing long samples, with as many tokens", "circuitseer_tokens", "length_tokens"),
+    ("it beats choosing short prompts", "circuitseer", "shortness"),
+    (
+        "it beats choosing short prompts, with as many tokens",
+        "circuitseer_tokens",
+        "shortness_tokens",
+    ),
     ("it beats the highest loss", "circuitseer", "max_loss"),
     ("it beats instruction-following difficulty", "circuitseer", "ifd"),
     ("it beats quality as the model judges it", "circuitseer", "quality"),

@@ -255,6 +255,13 @@ def test_equal_points_are_all_taken() -> None:
     assert farthest_first(np.ones((1, 3))).tolist() == [1.0]
 
 
+def test_shortness_is_what_the_published_reading_comes_to_with_a_sink(llama) -> None:
+    """All attention on one token: the variance is (1 - 1/T) / T, in the order of 1 / T."""
+    for one, result in zip(SAMPLES, score("shortness", llama).values(), strict=True):
+        attention = np.eye(len(parts(one)[0]))[0]
+        assert attention.var() == pytest.approx(result.score * (1 - result.score))
+
+
 def test_length_counts_prompt_and_response(llama) -> None:
     for one, result in zip(SAMPLES, score("length", llama).values(), strict=True):
         assert result.score == sum(len(part) for part in parts(one))

@@ -2,11 +2,13 @@
 
 A cell is one method with one seed, and the seed goes for both its selection and its training. All
 cells answer the same problems. Seeds and problems are both samples of what might have been: an
-interval that forgets either is too narrow. Two figures are given for every difference:
+interval that forgets either is too narrow. Three figures are given for every difference:
 
-- a mixed model of the runs: method fixed, seeds and problems random and crossed. The variance
-  between runs is pooled over all methods, since a handful of seeds tells little of any one pair.
-- a bootstrap over seeds and problems at once, without that assumption; it errs on the wide side.
+- a mixed model of the runs: method fixed, seeds and problems random and crossed. A handful of seeds
+  tells little of any one pair, so the variance between runs is pooled over methods that are named
+  beforehand; a pair with another method has its own. What else was run changes nothing.
+- a bootstrap over seeds and problems at once, without that pooling; it errs on the wide side.
+- the t-test of the seeds' differences, for the problems at hand: no model, few degrees of freedom.
 
 Reference: Satterthwaite 1946 (degrees of freedom); Owen 2007 (the two-way bootstrap); Holm 1979.
 """
@@ -42,10 +44,12 @@ class Comparison:
         stderr, degrees_of_freedom: of the mixed model.
         ci_low, ci_high: its 95 % interval.
         bootstrap_low, bootstrap_high: the 95 % interval of the two-way bootstrap.
+        paired_low, paired_high: the 95 % interval of the t-test of the seeds' differences.
         p_value: two-sided, of the mixed model.
+        paired_p_value: two-sided, of that t-test.
         p_holm: adjusted over the primary hypotheses; None for an exploratory comparison.
         smallest_effect: the smallest difference that this comparison would have told from none with
-            a power of 80 %.
+            a power of 80 %; for a primary hypothesis at the level of Holm's first step.
     """
 
     method: str
@@ -57,7 +61,10 @@ class Comparison:
     ci_high: float
     bootstrap_low: float
     bootstrap_high: float
+    paired_low: float
+    paired_high: float
     p_value: float
+    paired_p_value: float
     p_holm: float | None
     smallest_effect: float
 
@@ -66,12 +73,24 @@ class Comparison:
         """Whether the hypothesis was fixed beforehand."""
         return self.p_holm is not None
 
+    @property
+    def is_significant(self) -> bool:
+        """Whether the mixed model tells the two apart: a primary pair by its adjusted p-value."""
+        return (self.p_value if self.p_holm is None else self.p_holm) <= LEVEL
+
+    @property
+    def is_fragile(self) -> bool:
+        """Whether the bootstrap or the t-test of the seeds says otherwise than the mixed model."""
+        others = ((self.bootstrap_low, self.bootstrap_high), (self.paired_low, self.paired_high))
+        return any((low > 0 or high < 0) != self.is_significant for low, high in others)
+
 
 def compare_methods(
     outcomes: Mapping[str, Floats],
     pairs: Sequence[tuple[str, str]],
     *,
     primary: Sequence[tuple[str, str]] = (),
+    pooled: Sequence[str] = (),
     num_bootstrap: int = 2000,
     seed: int = 0,
 ) -> list[Comparison]:
@@ -82,6 +101,8 @@ def compare_methods(
             seeds and problems for all.
         pairs: the methods to compare, each with what it is compared to.
         primary: those of the pairs whose hypotheses were fixed beforehand.
+        pooled: the methods that the variance between runs is pooled over, as far as they were run;
+            a pair of two of them has that variance, any other pair its own.
         num_bootstrap: bootstrap draws.
         seed: of the bootstrap.
 
@@ -89,31 +110,53 @@ def compare_methods(
         EvaluationError: fewer than two seeds or problems, or methods with different ones.
     """
     _check_shapes(outcomes)
-    run_variance, run_freedom = _pooled_run_variance(outcomes)
+    of_pooled = _pooled_run_variance([outcomes[name] for name in pooled if name in outcomes])
+    num_primary = sum(pair in set(primary) for pair in pairs)
     found = []
     for method, against in pairs:
         difference = outcomes[method] - outcomes[against]  # (seeds, problems)
-        stderr, freedom = _standard_error(difference, run_variance, run_freedom)
-        mean = float(difference.mean())
-        reach = float(stats.t.ppf(1 - LEVEL / 2, freedom))
-        low, high = bootstrap_interval(difference, num_bootstrap=num_bootstrap, seed=seed)
-        found.append(
-            Comparison(
-                method=method,
-                against=against,
-                difference=mean,
-                stderr=stderr,
-                degrees_of_freedom=freedom,
-                ci_low=mean - reach * stderr,
-                ci_high=mean + reach * stderr,
-                bootstrap_low=low,
-                bootstrap_high=high,
-                p_value=_two_sided(mean, stderr, freedom),
-                p_holm=None,
-                smallest_effect=(reach + float(stats.t.ppf(POWER, freedom))) * stderr,
-            )
-        )
+        both_pooled = method in pooled and against in pooled
+        runs = of_pooled if both_pooled else _own_run_variance(difference)
+        is_primary = (method, against) in set(primary)
+        bootstrap = bootstrap_interval(difference, num_bootstrap=num_bootstrap, seed=seed)
+        level = LEVEL / num_primary if is_primary else LEVEL
+        found.append(_compare(method, against, difference, runs, bootstrap, level))
     return _adjust(found, primary)
+
+
+def _compare(
+    method: str,
+    against: str,
+    difference: Floats,
+    runs: "_RunVariance",
+    bootstrap: tuple[float, float],
+    level: float,
+) -> Comparison:
+    mean = float(difference.mean())
+    stderr, freedom = _standard_error(difference, runs)
+    reach = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * stderr
+    seen = float(stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(POWER, freedom))
+    of_seeds = difference.mean(1)
+    num_seeds = len(of_seeds)
+    paired_stderr = float(of_seeds.std(ddof=1)) / math.sqrt(num_seeds)
+    paired_reach = float(stats.t.ppf(1 - LEVEL / 2, num_seeds - 1)) * paired_stderr
+    return Comparison(
+        method=method,
+        against=against,
+        difference=mean,
+        stderr=stderr,
+        degrees_of_freedom=freedom,
+        ci_low=mean - reach,
+        ci_high=mean + reach,
+        bootstrap_low=bootstrap[0],
+        bootstrap_high=bootstrap[1],
+        paired_low=mean - paired_reach,
+        paired_high=mean + paired_reach,
+        p_value=_two_sided(mean, stderr, freedom),
+        paired_p_value=_two_sided(mean, paired_stderr, num_seeds - 1),
+        p_holm=None,
+        smallest_effect=seen * stderr,
+    )
 
 
 def decide(comparison: Comparison, sensitivity: Comparison | None) -> Verdict:
@@ -124,8 +167,7 @@ def decide(comparison: Comparison, sensitivity: Comparison | None) -> Verdict:
     """
     if sensitivity is not None and sensitivity.ci_low <= 0:
         return "insensitive"
-    p_value = comparison.p_value if comparison.p_holm is None else comparison.p_holm
-    if p_value > LEVEL:
+    if not comparison.is_significant:
         return "undecided"
     return "better" if comparison.difference > 0 else "worse"
 
@@ -152,9 +194,12 @@ def bootstrap_interval(
 
 
 def mcnemar(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """Returns the exact two-sided p-value that two checkpoints are equally good, (problems,) each.
+    """Returns the exact two-sided p-value that two checkpoints are equally good.
 
     It is about these two checkpoints and says nothing of the methods that made them.
+
+    Args:
+        one, other: whether each solved a problem, (problems,): more than half of its answers right.
     """
     gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
     if gained + lost == 0:
@@ -176,28 +221,44 @@ def _check_shapes(outcomes: Mapping[str, Floats]) -> None:
         )
 
 
-def _pooled_run_variance(outcomes: Mapping[str, Floats]) -> tuple[float, float]:
-    """Returns the variance of a run's mean about its method and seed, and its degrees of freedom.
+@dataclass(frozen=True, slots=True)
+class _RunVariance:
+    """The variance, over seeds, of the difference of two runs' means, as it was estimated.
 
     The seed's own effect goes for all methods and leaves every difference; what is left of a run's
-    mean is the run's: what its draw and its training happened to give.
+    mean is the run's: what its draw and its training happened to give, and its share of the rest.
     """
-    means = np.stack([values.mean(axis=1) for values in outcomes.values()])  # (methods, seeds)
-    num_methods, num_seeds = means.shape
-    freedom = (num_methods - 1) * (num_seeds - 1)
-    if freedom == 0:
-        return math.nan, 0.0
+
+    of_difference: float
+    degrees_of_freedom: float
+
+
+def _pooled_run_variance(outcomes: Sequence[Floats]) -> _RunVariance:
+    """Returns twice the mean square of the runs' means about their method and their seed.
+
+    Twice, since a difference has the runs of two methods, which are taken to be independent of
+    each other and to vary alike.
+    """
+    if len(outcomes) < 2:
+        return _RunVariance(math.nan, 0.0)
+    means = np.stack([values.mean(axis=1) for values in outcomes])  # (methods, seeds)
+    freedom = (means.shape[0] - 1) * (means.shape[1] - 1)
     left = means - means.mean(0) - means.mean(1, keepdims=True) + means.mean()
-    return float((left**2).sum() / freedom), float(freedom)
+    return _RunVariance(2 * float((left**2).sum() / freedom), float(freedom))
 
 
-def _standard_error(
-    difference: Floats, run_variance: float, run_freedom: float
-) -> tuple[float, float]:
+def _own_run_variance(difference: Floats) -> _RunVariance:
+    """Returns the variance of this very difference, whose two methods may share what they drew."""
+    of_seeds = difference.mean(axis=1)
+    return _RunVariance(float(of_seeds.var(ddof=1)), len(of_seeds) - 1.0)
+
+
+def _standard_error(difference: Floats, runs: _RunVariance) -> tuple[float, float]:
     """Returns the standard error of the difference's mean and its degrees of freedom.
 
-    With D = mu + seed + problem + rest the variance of the mean is that of the seeds' means, which
-    holds the rest's share already, plus what problems add: (MS_problem - MS_rest) / (S P).
+    With D = mu + seed + problem + rest the variance of the mean is that of the seeds' means over
+    their number, which holds the rest's share already, plus what problems add:
+    (MS_problem - MS_rest) / (S P).
     """
     num_seeds, num_problems = difference.shape
     left = (
@@ -210,16 +271,15 @@ def _standard_error(
     rest_freedom = (num_seeds - 1) * problem_freedom
     of_problem = num_seeds * float(difference.mean(0).var(ddof=1))
     of_rest = float((left**2).sum()) / rest_freedom
-    between_runs = 2 * run_variance / num_seeds
+    between_runs = runs.of_difference / num_seeds
     between_problems = max(0.0, of_problem - of_rest) / difference.size
     variance = between_runs + between_problems
     if variance <= 0:
-        return 0.0, run_freedom
-    parts = [
-        between_runs**2 / run_freedom,
-        (of_problem / difference.size) ** 2 / problem_freedom if between_problems else 0.0,
-        (of_rest / difference.size) ** 2 / rest_freedom if between_problems else 0.0,
-    ]
+        return 0.0, runs.degrees_of_freedom
+    parts = [between_runs**2 / runs.degrees_of_freedom]
+    if between_problems:
+        parts.append((of_problem / difference.size) ** 2 / problem_freedom)
+        parts.append((of_rest / difference.size) ** 2 / rest_freedom)
     return math.sqrt(variance), variance**2 / sum(parts)
 
 

@@ -77,6 +77,9 @@ METHODS: Mapping[str, StudyMethod] = {
 PRIMARY_PAIRS = (("circuitseer", "random"), ("circuitseer", "full"))
 """The hypotheses fixed beforehand; every other comparison is an exploration."""
 
+POOLED_METHODS = ("circuitseer", "random", "full", "oracle")
+"""Those whose runs tell, together, how much a run varies: fixed beforehand like the hypotheses."""
+
 SENSITIVITY_PAIR = ("oracle", "random")
 """What a study must be able to tell apart before it may say anything."""
 

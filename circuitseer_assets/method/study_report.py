@@ -33,6 +33,7 @@ from circuitseer_assets.method.study import (
 from circuitseer_assets.method.study_methods import (
     CLAIMS,
     METHODS,
+    POOLED_METHODS,
     PRIMARY_PAIRS,
     SENSITIVITY_PAIR,
     list_pairs,
@@ -136,7 +137,7 @@ def analyse_study(data: StudyData) -> StudyAnalysis:
     rows = []
     for endpoint, outcomes in endpoints.items():
         primary = PRIMARY_PAIRS if endpoint == "pass_at_1" else ()
-        compared = compare_methods(outcomes, pairs, primary=primary)
+        compared = compare_methods(outcomes, pairs, primary=primary, pooled=POOLED_METHODS)
         control = [c for c in compared if (c.method, c.against) == SENSITIVITY_PAIR]
         sensitivity = control[0] if control else None
         rows += [StudyRow(endpoint, c, decide(c, sensitivity)) for c in compared]
@@ -250,6 +251,10 @@ def _set_up(data: StudyData, analysis: StudyAnalysis) -> str:
                 f"The smallest difference from {pair[1]} that would have been seen (80 % power): "
                 f"{_points(row.comparison.smallest_effect)} points."
             )
+    said.append(
+        "A verdict goes by the mixed model; it is fragile where the bootstrap or the t-test of the "
+        "seeds says otherwise."
+    )
     return " ".join(said)
 
 
@@ -290,48 +295,59 @@ def _methods_table(data: StudyData) -> str:
     return _table(head, rows)
 
 
+_COMPARED = (
+    "points [95 %]",
+    "[bootstrap]",
+    "[t of the seeds]",
+    "p",
+    "verdict",
+    "log-likelihood, nats a token [95 %]",
+    "verdict",
+)
+
+
 def _claims_table(analysis: StudyAnalysis) -> str:
     rows = []
     for claim, method, against in CLAIMS:
-        row = analysis.find(method, against)
+        pair, row = f"{method} - {against}", analysis.find(method, against)
         if row is None:
-            rows.append((claim, f"{method} - {against}", "", "", "", "not run"))
+            rows.append((claim, pair, "", "", "", "", "not run", "", ""))
             continue
-        rows.append(
-            (
-                claim + (" (primary)" if row.comparison.is_primary else ""),
-                f"{method} - {against}",
-                *_difference(row.comparison),
-                _SAID[row.verdict],
-            )
-        )
-    head = ("claim", "pair", "points [95 %]", "[bootstrap]", "p", "verdict")
-    return _table(head, rows)
+        name = claim + (" (primary)" if row.comparison.is_primary else "")
+        rows.append((name, pair, *_compared(analysis, row, _SAID)))
+    return _table(("claim", "pair", *_COMPARED), rows)
 
 
 def _comparisons_table(analysis: StudyAnalysis) -> str:
-    rows = []
-    for row in analysis.rows:
-        if row.endpoint == "pass_at_1" and row.comparison.against == "random":
-            other = analysis.find(row.comparison.method, "random", "held_out_log_likelihood_nats")
-            rows.append(
-                (
-                    row.comparison.method,
-                    *_difference(row.comparison),
-                    row.verdict,
-                    *(_likelihood(other) if other else ("", "")),
-                )
-            )
-    head = (
-        "method",
-        "points [95 %]",
-        "[bootstrap]",
-        "p",
-        "verdict",
-        "log-likelihood, nats a token [95 %]",
-        "verdict",
+    rows = [
+        (row.comparison.method, *_compared(analysis, row, {}))
+        for row in analysis.rows
+        if row.endpoint == "pass_at_1" and row.comparison.against == "random"
+    ]
+    return _table(("method", *_COMPARED), rows)
+
+
+def _compared(
+    analysis: StudyAnalysis, row: StudyRow, said: Mapping[Verdict, str]
+) -> tuple[str, ...]:
+    """Returns what both endpoints say of a pair, in the columns of `_COMPARED`."""
+    c = row.comparison
+    p_value = c.p_value if c.p_holm is None else c.p_holm
+    other = analysis.find(c.method, c.against, "held_out_log_likelihood_nats")
+    return (
+        f"{_points(c.difference)} {_interval(c.ci_low, c.ci_high)}",
+        _interval(c.bootstrap_low, c.bootstrap_high),
+        _interval(c.paired_low, c.paired_high),
+        _p(p_value) + (" (Holm)" if c.is_primary else ""),
+        _verdict(row, said),
+        *((_likelihood(other), _verdict(other, said)) if other else ("", "")),
     )
-    return _table(head, rows)
+
+
+def _verdict(row: StudyRow, said: Mapping[Verdict, str]) -> str:
+    word = said.get(row.verdict, row.verdict)
+    is_open = row.verdict == "insensitive"
+    return f"{word}, fragile" if row.comparison.is_fragile and not is_open else word
 
 
 def _checkpoints_table(data: StudyData) -> str:
@@ -402,23 +418,16 @@ def _cell_of_overlap(overlap: Mapping[tuple[str, str], float], one: str, other: 
 # words and numbers --------------------------------------------------------------------------------
 
 
-def _difference(comparison: Comparison) -> tuple[str, str, str]:
-    p_value = comparison.p_value if comparison.p_holm is None else comparison.p_holm
-    return (
-        f"{_points(comparison.difference)} "
-        f"[{_points(comparison.ci_low)}, {_points(comparison.ci_high)}]",
-        f"[{_points(comparison.bootstrap_low)}, {_points(comparison.bootstrap_high)}]",
-        _p(p_value) + (" (Holm)" if comparison.is_primary else ""),
-    )
+def _interval(low: float, high: float) -> str:
+    return f"[{_points(low)}, {_points(high)}]"
 
 
-def _likelihood(row: StudyRow) -> tuple[str, str]:
+def _likelihood(row: StudyRow) -> str:
     c = row.comparison
-    text = (
+    return (
         f"{format_signed(c.difference, 3)} "
         f"[{format_signed(c.ci_low, 3)}, {format_signed(c.ci_high, 3)}]"
     )
-    return text, row.verdict
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,7 @@
 """The study's statistics: by hand, against another library, and on simulated studies."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,54 +18,143 @@ from circuitseer_assets.method.study import (
 
 METHODS = ("circuitseer", "random", "full", "oracle")
 PAIRS = [("circuitseer", "random"), ("circuitseer", "full"), ("oracle", "random")]
+NUM_STUDIES = 4000
 
 
-def simulate(generator, *, effect=0.0, num_seeds=6, num_problems=300, run_sd=0.02) -> dict:
-    """Returns a study in which runs differ by chance, and `circuitseer` by `effect` as well."""
+def simulate(
+    generator, *, effects=None, run_sds=None, nested=None, num_seeds=6, num_problems=60
+) -> dict[str, np.ndarray]:
+    """Returns a study in which runs differ by chance, and methods by `effects` as well.
+
+    Outcomes are normal, so that what is planted is what is there: as shares of many answers are.
+    `run_sds` are the runs' standard deviations where a method's is not .02; `nested` names a method
+    whose runs are nearly those of `random`.
+    """
+    effects, run_sds = effects or {}, run_sds or {}
     difficulty = generator.normal(0, 0.25, num_problems)
     seed_effect = generator.normal(0, 0.02, num_seeds)
+    runs = {m: generator.normal(0, run_sds.get(m, 0.02), num_seeds) for m in METHODS}
+    if nested:
+        runs[nested] = runs["random"] + generator.normal(0, 0.002, num_seeds)
     outcomes = {}
     for method in METHODS:
-        run = seed_effect + generator.normal(0, run_sd, num_seeds)
         taste = generator.normal(0, 0.05, num_problems)  # what one method answers better
-        chance = 0.5 + difficulty + taste + run[:, None] + (effect if method == METHODS[0] else 0)
-        outcomes[method] = (generator.random(chance.shape) < chance.clip(0, 1)).astype(float)
+        expected = 0.5 + difficulty + taste + (seed_effect + runs[method])[:, None]
+        noise = generator.normal(0, 0.2, (num_seeds, num_problems))
+        outcomes[method] = expected + effects.get(method, 0.0) + noise
     return outcomes
 
 
-def first_comparison(outcomes) -> Comparison:
-    return compare_methods(outcomes, PAIRS, primary=PAIRS[:2], num_bootstrap=300)[0]
+def compare(outcomes, *, pooled=METHODS) -> list[Comparison]:
+    return compare_methods(outcomes, PAIRS, primary=PAIRS[:2], pooled=pooled, num_bootstrap=2)
+
+
+def simulated_studies(num_studies: int, *, pooled=METHODS, **planted) -> list[list[Comparison]]:
+    generator = np.random.default_rng(1)
+    return [compare(simulate(generator, **planted), pooled=pooled) for _ in range(num_studies)]
 
 
 @pytest.fixture(scope="module")
-def null() -> list[Comparison]:
-    generator = np.random.default_rng(1)
-    return [first_comparison(simulate(generator)) for _ in range(400)]
+def null() -> list[list[Comparison]]:
+    return simulated_studies(NUM_STUDIES)
 
 
-def within_binomial(share: float, expected: float, size: int) -> bool:
-    """Whether a share lies within three standard errors, and two points of misfit, of another."""
-    return abs(share - expected) <= 3 * math.sqrt(expected * (1 - expected) / size) + 0.02
+def share_found(studies, which=0, level=0.05) -> float:
+    return float(np.mean([rows[which].p_value <= level for rows in studies]))
 
 
 def test_a_null_effect_is_found_as_often_as_it_says(null) -> None:
-    assert within_binomial(np.mean([row.p_value <= 0.05 for row in null]), 0.05, len(null))
+    """Of 4,000 studies 5 % +- 1 %: three standard errors; 3 % or 7 % would fail."""
+    for which in range(3):
+        assert share_found(null, which) == pytest.approx(0.05, abs=0.0104)
+
+
+def test_holm_finds_something_in_a_null_study_at_most_as_often_as_it_says(null) -> None:
+    found = np.mean([min(rows[0].p_holm, rows[1].p_holm) <= 0.05 for rows in null])
+    assert 0.025 < found <= 0.05 + 0.0104
+
+
+def test_holm_with_one_true_hypothesis_errs_at_most_as_often_as_it_says() -> None:
+    """Against `full` there is an effect that is nearly always found; the other is null."""
+    studies = simulated_studies(2000, effects={"full": -0.2})
+    assert np.mean([rows[1].p_holm <= 0.05 for rows in studies]) > 0.99
+    assert np.mean([rows[0].p_holm <= 0.05 for rows in studies]) == pytest.approx(0.05, abs=0.015)
 
 
 def test_intervals_cover_as_often_as_they_say(null) -> None:
-    assert within_binomial(np.mean([row.ci_low <= 0 <= row.ci_high for row in null]), 0.95, 400)
-    # The two-way bootstrap counts the rest's variance more than once: it covers more.
-    covered = np.mean([row.bootstrap_low <= 0 <= row.bootstrap_high for row in null])
-    assert covered >= 0.93
+    assert np.mean([r[0].ci_low <= 0 <= r[0].ci_high for r in null]) == pytest.approx(
+        0.95, abs=0.0104
+    )
+
+
+def test_the_t_test_of_the_seeds_covers_for_the_problems_at_hand() -> None:
+    """Where methods have no taste in problems, so that the problems add nothing."""
+    generator = np.random.default_rng(8)
+    covered = 0
+    for _ in range(2000):
+        outcomes = {m: generator.normal(0.5, 0.2, (6, 20)) for m in METHODS}
+        row = compare(outcomes)[0]
+        covered += row.paired_low <= 0 <= row.paired_high
+    assert covered / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+def test_the_bootstrap_covers_at_least_about_as_often_as_it_says() -> None:
+    """Six seeds are few, but it counts the variance of the rest more than once."""
+    generator = np.random.default_rng(9)
+    covered = 0
+    for _ in range(600):
+        outcomes = simulate(generator)
+        difference = outcomes["circuitseer"] - outcomes["random"]
+        low, high = bootstrap_interval(difference, num_bootstrap=400)
+        covered += low <= 0 <= high
+    assert covered / 600 >= 0.93
 
 
 def test_the_smallest_effect_is_found_in_four_of_five_studies(null) -> None:
-    effect = float(np.mean([row.smallest_effect for row in null]))
-    generator = np.random.default_rng(2)
-    found = [first_comparison(simulate(generator, effect=effect)) for _ in range(300)]
-    # Chances are cut at 0 and 1, so that what is added is a little less than `effect`.
-    assert within_binomial(np.mean([row.p_value <= 0.05 for row in found]), 0.78, 300)
-    assert all(row.difference > -effect for row in found)
+    """A primary hypothesis at the level of Holm's first step, any other at 5 %."""
+    effect = float(np.mean([rows[0].smallest_effect for rows in null]))
+    found = simulated_studies(2000, effects={"circuitseer": effect})
+    assert share_found(found, level=0.025) == pytest.approx(0.8, abs=0.03)
+    effect = float(np.mean([rows[2].smallest_effect for rows in null]))
+    found = simulated_studies(2000, effects={"oracle": effect})
+    assert share_found(found, which=2) == pytest.approx(0.8, abs=0.03)
+
+
+def test_what_else_was_run_changes_no_verdict() -> None:
+    generator = np.random.default_rng(10)
+    outcomes = simulate(generator)
+    wild = {"wild": generator.normal(0.5, 0.3, outcomes["random"].shape) * 5}
+    assert compare(outcomes) == compare({**outcomes, **wild})
+
+
+def test_a_pair_outside_of_the_pooled_methods_has_its_own_variance() -> None:
+    """Runs that vary four times as much, and runs nested in those of another method."""
+    own = ("random", "full", "oracle")
+    wild = simulated_studies(1500, pooled=own, run_sds={"circuitseer": 0.08})
+    assert share_found(wild) == pytest.approx(0.05, abs=0.017)
+    nested = simulated_studies(1500, pooled=own, nested="circuitseer")
+    assert 0.02 <= share_found(nested) <= 0.067
+    pooled = simulated_studies(500, run_sds={"circuitseer": 0.08})
+    assert share_found(pooled) > 0.1  # which is why it is not pooled with what varies otherwise
+
+
+def test_a_study_is_insensitive_as_often_as_the_oracle_is_not_told_from_random(null) -> None:
+    blind = np.mean([decide(rows[0], rows[2]) == "insensitive" for rows in null])
+    # Without an effect the oracle's interval lies above zero in 2.5 % of the studies.
+    assert blind == pytest.approx(0.975, abs=0.008)
+    seeing = simulated_studies(500, effects={"oracle": 0.1})
+    assert np.mean([decide(r[0], r[2]) == "insensitive" for r in seeing]) < 0.05
+
+
+def test_fragile_is_what_the_three_figures_do_not_agree_on() -> None:
+    row = comparison(0.01, 0.05, 0.004)
+    assert not row.is_fragile
+    assert replace(row, bootstrap_low=-0.001).is_fragile
+    assert replace(row, paired_low=-0.001).is_fragile
+    assert replace(row, p_holm=0.08).is_fragile
+    open_ = comparison(-0.01, 0.05, 0.2)
+    assert not open_.is_fragile
+    assert replace(open_, paired_low=0.001).is_fragile
 
 
 def test_forgetting_the_runs_would_find_what_is_not_there() -> None:
@@ -72,7 +162,8 @@ def test_forgetting_the_runs_would_find_what_is_not_there() -> None:
     generator = np.random.default_rng(3)
     false = 0
     for _ in range(100):
-        outcomes = simulate(generator, run_sd=0.05, num_problems=1000)
+        sds = dict.fromkeys(METHODS, 0.05)
+        outcomes = simulate(generator, run_sds=sds, num_problems=1000)
         difference = (outcomes["circuitseer"] - outcomes["random"]).mean(0)
         false += stats.ttest_1samp(difference, 0).pvalue <= 0.05
     assert false > 20
@@ -84,7 +175,7 @@ def test_without_problem_variance_it_is_the_anova_of_the_runs() -> None:
     outcomes = {
         name: np.repeat(row[:, None], 4, axis=1) for name, row in zip("abc", means, strict=True)
     }
-    [row] = compare_methods(outcomes, [("a", "b")])
+    [row] = compare_methods(outcomes, [("a", "b")], pooled=["a", "b", "c"])
     left = means - means.mean(0) - means.mean(1, keepdims=True) + means.mean()
     mean_square = (left**2).sum() / 4
     assert row.difference == pytest.approx(means[0].mean() - means[1].mean())
@@ -92,6 +183,31 @@ def test_without_problem_variance_it_is_the_anova_of_the_runs() -> None:
     assert row.degrees_of_freedom == pytest.approx(4)
     t = row.difference / row.stderr
     assert row.p_value == pytest.approx(2 * stats.t.sf(abs(t), 4))
+
+
+def test_the_crossed_model_is_the_analysis_of_variance_done_by_hand() -> None:
+    """Sums of squares in loops, the expected mean squares solved for the variance of the mean."""
+    one, other = np.random.default_rng(11).normal(0.5, 0.3, (2, 4, 7))
+    [row] = compare_methods({"a": one, "b": other}, [("a", "b")])
+    d = one - other
+    num_seeds, num_problems = d.shape
+    seeds, problems = range(num_seeds), range(num_problems)
+    grand = sum(d[s, p] for s in seeds for p in problems) / d.size
+    seed_means = [sum(d[s, p] for p in problems) / num_problems for s in seeds]
+    problem_means = [sum(d[s, p] for s in seeds) / num_seeds for p in problems]
+    ms_seed = num_problems * sum((m - grand) ** 2 for m in seed_means) / (num_seeds - 1)
+    ms_problem = num_seeds * sum((m - grand) ** 2 for m in problem_means) / (num_problems - 1)
+    squares = [
+        (d[s, p] - seed_means[s] - problem_means[p] + grand) ** 2 for s in seeds for p in problems
+    ]
+    ms_rest = sum(squares) / ((num_seeds - 1) * (num_problems - 1))
+    variance = (ms_seed + max(0.0, ms_problem - ms_rest)) / d.size
+    assert row.difference == pytest.approx(grand)
+    assert row.stderr == pytest.approx(math.sqrt(variance))
+    paired = stats.ttest_rel([r.mean() for r in one], [r.mean() for r in other])
+    assert row.paired_p_value == pytest.approx(paired.pvalue)
+    interval = paired.confidence_interval()
+    assert [row.paired_low, row.paired_high] == pytest.approx([interval.low, interval.high])
 
 
 def test_holm_goes_over_the_primary_hypotheses_only() -> None:
@@ -125,7 +241,23 @@ def test_mcnemar_is_the_sign_test_of_the_problems_that_changed() -> None:
 
 def comparison(low: float, high: float, p_value: float, p_holm=None) -> Comparison:
     middle = (low + high) / 2
-    return Comparison("a", "b", middle, 0.01, 9, low, high, low, high, p_value, p_holm, 0.03)
+    return Comparison(
+        method="a",
+        against="b",
+        difference=middle,
+        stderr=0.01,
+        degrees_of_freedom=9,
+        ci_low=low,
+        ci_high=high,
+        bootstrap_low=low,
+        bootstrap_high=high,
+        paired_low=low,
+        paired_high=high,
+        p_value=p_value,
+        paired_p_value=p_value,
+        p_holm=p_holm,
+        smallest_effect=0.03,
+    )
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_the_report_has_every_method_claim_and_diagnostic(data: StudyData) -> No
     for method in SHARES:
         assert f"| {method} |" in report
     assert "| a tenth of the data beats all of it (primary) | circuitseer - full |" in report
-    assert "| circuitseer - ifd |  |  |  | not run |" in report
+    assert "| circuitseer - ifd |  |  |  |  | not run |" in report
     assert "| the pool | 60.0 % | 40.0 % |" in report
     assert "| circuitseer |  | 0.64 |" in report
     assert "Pass@1 before fine-tuning: 40.0 %" in report

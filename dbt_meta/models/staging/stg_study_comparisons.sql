@@ -10,7 +10,10 @@ select
     ci_high,
     bootstrap_low,
     bootstrap_high,
+    paired_low,
+    paired_high,
     p_value,
+    paired_p_value,
     p_holm,
     smallest_effect,
     verdict

@@ -37,6 +37,7 @@ from circuitseer_assets.method.attention import (
     decoder_of,
     intercept_attention,
 )
+from circuitseer_assets.method.composition import count_steps
 from circuitseer_assets.method.corpus import curate_rows
 from circuitseer_assets.method.head_effects import Laboratory, Progress, make_laboratory
 from circuitseer_assets.method.response_loss import response_losses
@@ -134,12 +135,6 @@ def read_problems(name: str, corpus: Path | None, count: int) -> list[Sample]:
     return list(found.values())
 
 
-def count_steps(sample: Sample) -> int:
-    """Returns the number of calculations a solution writes out."""
-    marked = sample.response.count("<<")
-    return marked or len(re.findall(r"\d[^\n;=]*=\s*\$?\d", sample.response))
-
-
 def describe_problems(
     model: LanguageModel, problems: Sequence[Sample], *, answers: bool
 ) -> dict[str, Floats]:
@@ -148,7 +143,7 @@ def describe_problems(
     losses = dict(response_losses(model.model, texts, max_batch_tokens=MAX_BATCH_TOKENS))
     targets = {
         "length": np.array([text.response_start for text in texts], float),
-        "steps": np.array([count_steps(sample) for sample in problems], float),
+        "steps": np.array([count_steps(sample.response) for sample in problems], float),
         "loss": np.array([losses[text.sample_id].mean() for text in texts]),
     }
     if answers:

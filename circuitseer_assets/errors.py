@@ -9,6 +9,10 @@ class SettingsError(CircuitSeerError):
     """A setting is unknown, of the wrong type or impossible."""
 
 
+class BudgetError(SettingsError):
+    """A budget is below one sample, or above what can be drawn."""
+
+
 class StaleSettingsError(CircuitSeerError):
     """A settings slice was changed after it was last observed."""
 

@@ -49,6 +49,15 @@ def artifact_id_of(
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSize:
+    """How large a pool is: its samples, those that a scorer could score, and all their tokens."""
+
+    num_samples: int
+    num_scored: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a chat."""
 

@@ -452,7 +452,8 @@ class StudySettings(_Frozen):
     """Which ways to select a study compares, and what it says of their subsets.
 
     `methods` are names of `method/study_methods.py`. `composition_columns` are columns of the
-    corpus whose values' shares in pool and subset are told, such as a family or a difficulty.
+    corpus whose values' shares in pool and subset are told, such as a family or a difficulty;
+    `source` and `num_steps` are known of every corpus.
     """
 
     methods: Annotated[tuple[Text, ...], Field(min_length=2)] = (
@@ -466,7 +467,7 @@ class StudySettings(_Frozen):
         "length_tokens",
     )
     num_seeds: Annotated[int, Field(ge=2)] = 6
-    composition_columns: tuple[Text, ...] = ()
+    composition_columns: tuple[Text, ...] = ("source", "num_steps")
 
     @model_validator(mode="after")
     def _random_is_compared_with(self) -> Self:

@@ -1,5 +1,6 @@
 """Making a study: the pool and the ranking, then every cell, seed by seed, then what they say."""
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +8,22 @@ from typing import Any
 
 import dagster as dg
 
-from circuitseer_assets.assets.study import CELL_STAGES, GROUP, REPORT_FILE, cell_key
-from circuitseer_assets.errors import NotApplicableError
+from circuitseer_assets.assets.study import (
+    CELL_STAGES,
+    GROUP,
+    LEFT_OUT_TAG,
+    REPORT_FILE,
+    cell_key,
+)
+from circuitseer_assets.errors import BudgetError, NotApplicableError
 from circuitseer_assets.method.study_methods import METHODS, find_method
 from jobs.run import PipelineFailedError, observe_now, run_job
 from jobs.staleness import asset_graph_of, descendants_of, find_stale
 from resources.home import Home
 
+# What ends a method, and not the study: the model or the corpus cannot serve it, or it leaves too
+# little to draw from.
+_LEAVES_OUT = (NotApplicableError.__name__, BudgetError.__name__)
 RESULTS = dg.AssetKey([GROUP, "study_results"])
 _UPSTREAM = ("corpus", "probe_set", "pool", "head_ranking")
 log = logging.getLogger("circuitseer")
@@ -40,7 +50,8 @@ def run_study(defs: dg.Definitions, home: Home, *, all_methods: bool = False) ->
 
     Cells go seed by seed, so that a study that is stopped has compared all methods alike; the next
     call goes on with the cell that was not finished. A method that the base model or the corpus
-    cannot serve is left out and named.
+    cannot serve, or that scores too few samples for the budget, is left out with its reason;
+    `random` must run.
 
     Raises:
         PipelineFailedError: a step or a blocking check failed.
@@ -50,9 +61,9 @@ def run_study(defs: dg.Definitions, home: Home, *, all_methods: bool = False) ->
     methods = list(METHODS if all_methods else settings.methods)
     for method in methods:
         find_method(method)
-    _make_pool_and_ranking(defs, home)
+    make_pool_and_ranking(defs, home)
     cells = [(method, seed) for seed in range(settings.num_seeds) for method in methods]
-    left_out: set[str] = set()
+    left_out: dict[str, str] = {}
     for number, (method, seed) in enumerate(cells, start=1):
         if method in left_out:
             continue
@@ -60,11 +71,12 @@ def run_study(defs: dg.Definitions, home: Home, *, all_methods: bool = False) ->
         try:
             run_job(defs, home, "study_cells", partition=cell_key(method, seed))
         except PipelineFailedError as error:
-            if error.cause != NotApplicableError.__name__:
+            if error.cause not in _LEAVES_OUT or method == "random":
                 raise
-            left_out.add(method)
+            left_out[method] = str(error)
             log.warning("study: %s is left out: %s", method, error)
-    made = run_job(defs, home, "study_results")
+    told = {LEFT_OUT_TAG: json.dumps(left_out)} if left_out else {}
+    made = run_job(defs, home, "study_results", tags=told)
     _build_reports(defs, home)
     artifact_id = made.of(RESULTS.to_user_string(), "artifact_id")
     return home.artifacts.folder("study_results", artifact_id)
@@ -75,7 +87,12 @@ def report_of(folder: Path) -> str:
     return (folder / REPORT_FILE).read_text(encoding="utf-8")
 
 
-def _make_pool_and_ranking(defs: dg.Definitions, home: Home) -> None:
+def make_pool_and_ranking(defs: dg.Definitions, home: Home) -> None:
+    """Makes what all cells share, as far as it is out of date.
+
+    Raises:
+        PipelineFailedError: a step or a blocking check failed.
+    """
     observe_now(home)
     for _ in _UPSTREAM:  # an asset is stale only once the one above it has run and changed
         with dg.DagsterInstance.get() as instance:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from circuitseer_assets.records import SampleScore, UnscoredSample
+from circuitseer_assets.records import PoolSize, SampleScore, UnscoredSample
 from resources.warehouse import Warehouse
 
 _SCORE_SCHEMA = pa.schema(
@@ -127,6 +127,25 @@ def unmeasured_sample_ids(warehouse: Warehouse, tokenizer_id: str, pool: Path) -
     """
     params = {"tokenizer_id": tokenizer_id, "pool": str(pool)}
     return set(warehouse.query(sql, params)["sample_id"].to_pylist())
+
+
+def measure_pool(warehouse: Warehouse, scorer_id: str, tokenizer_id: str, pool: Path) -> PoolSize:
+    """Returns how large a pool is, and how many of its samples have a score by this scorer."""
+    sql = """
+        select
+            count(*) as num_samples,
+            count(done.sample_id) as num_scored,
+            coalesce(sum(length.num_prompt_tokens + length.num_response_tokens), 0)::bigint
+                as num_tokens
+        from read_parquet($pool) as pool
+        left join sample_scores as done
+            on pool.sample_id = done.sample_id and done.scorer_id = $scorer_id
+        left join sample_lengths as length
+            on pool.sample_id = length.sample_id and length.tokenizer_id = $tokenizer_id
+    """
+    params = {"scorer_id": scorer_id, "tokenizer_id": tokenizer_id, "pool": str(pool)}
+    [row] = warehouse.query(sql, params).to_pylist()
+    return PoolSize(**row)
 
 
 def read_pool_scores(

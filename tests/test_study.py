@@ -6,18 +6,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from circuitseer_assets import definitions
+from circuitseer_assets.assets import study
 from circuitseer_assets.assets.study import COMPARISONS_FILE
-from circuitseer_assets.assets.study_cell import LOSSES_FILE
+from circuitseer_assets.assets.study_cell import LOSSES_FILE, load_cell
 from circuitseer_assets.records import Artifact, Message
-from jobs.run import PipelineFailedError, observe_now, run_job
-from jobs.study import report_of, run_study
+from jobs.run import PipelineFailedError, run_job
+from jobs.study import make_pool_and_ranking, report_of, run_study
 from resources.benchmarks import load_task
 from resources.home import Home
 from resources.language_model import load_language_model
@@ -171,12 +174,92 @@ def test_a_second_study_computes_nothing(home: Home, report: str) -> None:
     assert event.asset_materialization.metadata["reused"].value
 
 
-def test_cells_of_other_settings_are_not_compared(home: Home, report: str) -> None:
+def test_a_method_that_cannot_serve_is_named_with_its_reason(report: str) -> None:
+    [claim] = [line for line in report.splitlines() if "circuitseer - quality" in line]
+    assert "not applicable: scoring.scorer 'quality' needs" in claim
+
+
+@pytest.mark.parametrize(
+    ("slice_", "change"),
+    [
+        ("corpus", {"seed": 2}),
+        ("head_ranking", {"fraction": 0.25}),
+        ("scoring", {"min_tokens": 9}),
+        ("selection", {"power": 2.0}),
+        ("training", {"epochs": 3.0}),
+        ("evaluation", {"max_new_tokens": 63}),
+        ("study", {"composition_columns": ["family"]}),
+    ],
+)
+def test_cells_of_other_settings_are_not_compared(
+    home: Home, report: str, slice_: str, change: dict[str, Any]
+) -> None:
     values = home.settings().model_dump(mode="json")
-    write_settings(home.folder, {**values, "training": {**values["training"], "epochs": 3.0}})
+    write_settings(home.folder, {**values, slice_: {**values[slice_], **change}})
+    defs = definitions.make_definitions(home)
     try:
-        observe_now(home)
+        make_pool_and_ranking(defs, home)
         with pytest.raises(PipelineFailedError, match="cell of every seed, got none"):
-            run_job(definitions.make_definitions(home), home, "study_results")
+            run_job(defs, home, "study_results")
     finally:
         write_settings(home.folder, values)
+        make_pool_and_ranking(defs, home)
+
+
+def test_cells_of_other_code_are_not_compared(
+    home: Home, report: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(study._CODE_VERSIONS, "subset", "of another day")
+    with pytest.raises(PipelineFailedError, match="cell of every seed, got none"):
+        run_job(definitions.make_definitions(home), home, "study_results")
+
+
+def test_repeats_of_a_problem_count_as_a_share_of_right_answers(tmp_path: Path) -> None:
+    rows = [("a", 0, True), ("a", 1, False), ("a", 2, True), ("b", 0, False), ("b", 1, False)]
+    rows.append(("b", 2, False))
+    table = [{"task": "t", "doc_id": d, "repeat": r, "correct": c} for d, r, c in rows]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "outcomes.parquet")
+    assert study._share_correct(tmp_path / "outcomes.parquet") == {
+        ("t", "a"): pytest.approx(2 / 3),
+        ("t", "b"): 0,
+    }
+
+
+def test_overlap_is_the_mean_of_the_seeds_jaccard_overlaps() -> None:
+    one = [frozenset("abcd"), frozenset("ab")]
+    other = [frozenset("cdef"), frozenset("ab")]
+    assert study._overlaps({"one": one, "other": other}) == {
+        ("one", "other"): pytest.approx((2 / 6 + 1) / 2)
+    }
+
+
+def test_a_scorer_that_leaves_samples_out_draws_as_many_as_random(tmp_path: Path) -> None:
+    """Two thirds of the pool are too long to be scored; of the rest a share would be too few."""
+    values = small_settings()
+    values["training"] = {**values["training"], "max_steps": 1}
+    values["scoring"] = {"max_tokens": 130}
+    values["study"] = {"methods": ["circuitseer", "random"], "num_seeds": 2}
+    write_settings(tmp_path, values)
+    home = Home.prepared(tmp_path)
+    run_study(definitions.make_definitions(home), home)
+    drawn = {
+        (cell.settings["method"], cell.settings["seed"]): load_cell(
+            home.artifacts.folder("study_cell", cell.artifact_id)
+        )
+        for cell in cells_of(home)
+    }
+    assert drawn["circuitseer", 0]["num_pool"] < drawn["random", 0]["num_pool"]
+    assert len({cell["num_samples"] for cell in drawn.values()}) == 1
+
+
+def test_a_scorer_that_leaves_too_few_is_left_out_and_the_study_goes_on(tmp_path: Path) -> None:
+    values = small_settings()
+    values["training"] = {**values["training"], "max_steps": 1}
+    values["scoring"] = {"max_tokens": 130}
+    values["selection"] = {**values["selection"], "budget": {"fraction": 0.9}}
+    values["study"] = {"methods": ["circuitseer", "random", "length"], "num_seeds": 2}
+    write_settings(tmp_path, values)
+    home = Home.prepared(tmp_path)
+    report = report_of(run_study(definitions.make_definitions(home), home))
+    assert "not applicable: selection.budget.samples must be between 1 and" in report
+    assert {cell.settings["method"] for cell in cells_of(home)} == {"random", "length"}

@@ -5,6 +5,7 @@ functions as the graph. Corpus, pool and ranking are the graph's own.
 """
 
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,10 +16,9 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from circuitseer_assets.assets import sample_scores, study_cell
+from circuitseer_assets.assets import checkpoint, evaluation, sample_scores, study_cell, subset
 from circuitseer_assets.assets.cells import make_cell_asset, make_training_cells
 from circuitseer_assets.assets.evaluation import OUTCOMES_FILE, questions_of
 from circuitseer_assets.assets.stage import Made, Materialised, StageRun, latest_artifact
@@ -35,17 +35,27 @@ from circuitseer_assets.method.study_report import (
     draw_study,
     format_study,
 )
-from circuitseer_assets.records import Artifact, artifact_id_of
+from circuitseer_assets.records import Artifact, PoolSize, artifact_id_of
 from circuitseer_assets.settings import StudySettings
 from resources.home import Home
+from resources.pool_scores import measure_pool
 
 GROUP = "study"
 METHOD, SEED = "method", "seed"
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 REPORT_FILE = "study.md"
 FIGURE_FILE = "study.png"
 COMPARISONS_FILE = "study_comparisons.parquet"
-CELL_STAGES = ("sample_scores", "subset", "checkpoint", "evaluation", "study_cell")
+_CODE_VERSIONS = {
+    "sample_scores": sample_scores.CODE_VERSION,
+    "subset": subset.CODE_VERSION,
+    "checkpoint": checkpoint.CODE_VERSION,
+    "evaluation": evaluation.CODE_VERSION,
+    "study_cell": study_cell.CODE_VERSION,
+}
+CELL_STAGES = tuple(_CODE_VERSIONS)
+LEFT_OUT_TAG = "circuitseer/left_out"
+"""A run's tag with the methods that could not be run, each with its reason, as JSON."""
 
 
 def make_study(settings: StudySettings) -> list[dg.AssetsDefinition]:
@@ -102,16 +112,21 @@ def _slices_of(
     names: Sequence[str],
     find_scores: Callable[[], Artifact],
 ) -> dict[str, Any]:
-    """Returns settings slices as a cell has them; its scores are asked for a budget of tokens."""
+    """Returns settings slices as a cell has them; its scores are asked for the pool's size."""
 
-    def num_pool_tokens() -> int:
+    def measure() -> PoolSize:
         scores = find_scores()
-        path = home.artifacts.folder(scores.stage, scores.artifact_id) / "scores.parquet"
-        return int(pc.sum(pq.read_table(path, columns=["num_tokens"])["num_tokens"]).as_py())
+        pool = next(name for name in scores.parents if name.startswith("pool-"))
+        return measure_pool(
+            home.warehouse,
+            scores.settings["scorer_id"],
+            scores.settings["tokenizer_id"],
+            home.artifacts.folder("pool", pool) / "pool.parquet",
+        )
 
     settings, found = home.settings(), find_method(method)
     return {
-        name: cell_slice(found, seed, name, settings.slice(name), num_pool_tokens=num_pool_tokens)
+        name: cell_slice(found, seed, name, settings.slice(name), measure_pool=measure)
         for name in names
     }
 
@@ -164,14 +179,22 @@ def _make_results() -> dg.AssetsDefinition:
     def study_results(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
         """Compares the methods of which every seed is done."""
         run = StageRun.of(context, home)
-        done = make_study_results(run, context.instance)
+        left_out = json.loads(context.run.tags.get(LEFT_OUT_TAG, "{}"))
+        done = make_study_results(run, context.instance, left_out)
         return run.result(done, report=dg.MetadataValue.md((done.folder / REPORT_FILE).read_text()))
 
     return study_results
 
 
-def make_study_results(run: StageRun, instance: dg.DagsterInstance) -> Materialised:
+def make_study_results(
+    run: StageRun, instance: dg.DagsterInstance, left_out: Mapping[str, str]
+) -> Materialised:
     """Returns the comparison of all methods that have a cell of every seed by the settings in use.
+
+    Args:
+        run: the stage at work.
+        instance: where the cells were materialised.
+        left_out: the methods that could not be run, each with its reason.
 
     Raises:
         ArtifactError: `random` has not, or no other method.
@@ -186,10 +209,11 @@ def make_study_results(run: StageRun, instance: dg.DagsterInstance) -> Materiali
     base = run.ancestor(run.ancestor(everyone[0], "evaluation"), "evaluation")
     parents = [*everyone, base]
     ids = [parent.artifact_id for parent in parents]
-    study_id = artifact_id_of("study_results", {}, ids, CODE_VERSION)
+    identity = {"left_out": dict(left_out)}
+    study_id = artifact_id_of("study_results", identity, ids, CODE_VERSION)
 
     def compare(folder: Path) -> Made:
-        data = _read_study(run, cells, base)
+        data = _read_study(run, cells, base, left_out)
         analysis = analyse_study(data)
         rows = pa.Table.from_pylist(
             [
@@ -218,18 +242,18 @@ def make_study_results(run: StageRun, instance: dg.DagsterInstance) -> Materiali
             rows={"study_comparisons": rows},
         )
 
-    return run.reuse_or_make("study_results", {}, parents, compare, code_version=CODE_VERSION)
+    return run.reuse_or_make("study_results", identity, parents, compare, code_version=CODE_VERSION)
 
 
 def _find_cells(run: StageRun, instance: dg.DagsterInstance) -> dict[str, list[_Cell]]:
     """Returns the cells of every method that has one of every seed, by the settings in use."""
-    pool, questions = run.parent("pool").artifact_id, questions_of(run)
+    questions = questions_of(run)
     found: dict[str, list[_Cell]] = {}
     for method in METHODS:
         cells = []
         for seed in range(run.settings.study.num_seeds):
             cell = _find_cell(run, instance, method, seed)
-            if cell is None or not _is_current(run, cell, method, seed, pool, questions):
+            if cell is None or not _is_current(run, cell, method, seed, questions):
                 break
             run.home.artifacts.verify(cell.stage, cell.artifact_id)
             outcomes = run.folder(run.ancestor(cell, "evaluation")) / OUTCOMES_FILE
@@ -250,27 +274,39 @@ def _find_cell(
 
 
 def _is_current(
-    run: StageRun, cell: Artifact, method: str, seed: int, pool: str, questions: Mapping[str, Any]
+    run: StageRun, cell: Artifact, method: str, seed: int, questions: Mapping[str, Any]
 ) -> bool:
-    """Returns whether a cell is of the pool, the model and the settings in use."""
-    scores, subset = run.ancestor(cell, "sample_scores"), run.ancestor(cell, "subset")
-    checkpoint, evaluation = run.ancestor(cell, "checkpoint"), run.ancestor(cell, "evaluation")
+    """Returns whether a cell is what `make study` would make of it now.
+
+    That is: of the pool, the ranking, the model, the settings and the code in use.
+    """
+    made = {stage: run.ancestor(cell, stage) for stage in CELL_STAGES[:-1]} | {"study_cell": cell}
+    scores, checkpoint = made["sample_scores"], made["checkpoint"]
     names = ("scoring", "selection", "training")
     changes = _slices_of(run.home, method, seed, names, lambda: scores)
     wanted = run.home.changed(**changes).settings()
     model = run.home.model_identity().items()
+    columns = list(run.settings.study.composition_columns)
     return (
-        pool in scores.parents
+        {run.parent("pool").artifact_id, run.parent("head_ranking").artifact_id}
+        <= set(scores.parents)
+        and all(made[stage].code_version == code for stage, code in _CODE_VERSIONS.items())
         and model <= scores.settings.items()
         and model <= checkpoint.settings.items()
         and scores.settings["scoring"] == wanted.slice("scoring")
-        and subset.settings["selection"] == wanted.slice("selection")
+        and made["subset"].settings["selection"] == wanted.slice("selection")
         and checkpoint.settings["training"] == wanted.slice("training")
-        and dict(evaluation.settings) == questions
+        and dict(made["evaluation"].settings) == questions
+        and cell.settings["composition_columns"] == columns
     )
 
 
-def _read_study(run: StageRun, cells: Mapping[str, Sequence[_Cell]], base: Artifact) -> StudyData:
+def _read_study(
+    run: StageRun,
+    cells: Mapping[str, Sequence[_Cell]],
+    base: Artifact,
+    left_out: Mapping[str, str],
+) -> StudyData:
     table = {
         method: [StudyCell.from_json(load_cell(cell.folder)) for cell in of_method]
         for method, of_method in cells.items()
@@ -286,6 +322,7 @@ def _read_study(run: StageRun, cells: Mapping[str, Sequence[_Cell]], base: Artif
         base_pass_at_1=fmean(_share_correct(run.folder(base) / OUTCOMES_FILE).values()),
         overlap=_overlaps(members),
         pool_composition=_pool_composition(run),
+        left_out=left_out,
     )
 
 

@@ -17,6 +17,7 @@ from circuitseer_assets.assets.checkpoint import load_checkpoint
 from circuitseer_assets.assets.evaluation import checkpoint_model, questions_of, read_outcomes
 from circuitseer_assets.assets.stage import SUMMARY_FILE, Made, Materialised, StageRun
 from circuitseer_assets.assets.subset import MEMBERS_FILE
+from circuitseer_assets.method.composition import value_of
 from circuitseer_assets.method.evaluation import summarise
 from circuitseer_assets.method.scorers import SCORERS
 from circuitseer_assets.method.study_methods import find_method
@@ -170,13 +171,13 @@ def _composition(run: StageRun, checkpoint: Artifact) -> dict[str, dict[str, int
 def count_values(
     corpus: Path, sample_ids: set[str], columns: Sequence[str]
 ) -> dict[str, dict[str, int]]:
-    """Returns how many of the samples have each value of each of the corpus's columns."""
+    """Returns how many of the samples have each value of each column, as `value_of` tells it."""
     if not columns:
         return {}
     counts: dict[str, Counter[str]] = {column: Counter() for column in columns}
     for sample in read_samples(corpus, sample_ids=sample_ids):
         for column, counted in counts.items():
-            counted[str(sample.original.get(column))] += 1
+            counted[value_of(sample, column)] += 1
     return {column: dict(sorted(counted.items())) for column, counted in counts.items()}
 
 

@@ -4,11 +4,13 @@ A cell of the study is one method with one seed: the settings in use with the me
 the seed for its selection and its training. Everything else is the same for all.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from circuitseer_assets.errors import SettingsError
+from circuitseer_assets.records import PoolSize
 
 Role = Literal["method", "ablation", "baseline", "control"]
 
@@ -139,7 +141,7 @@ def cell_slice(
     name: str,
     values: Mapping[str, Any],
     *,
-    num_pool_tokens: Callable[[], int],
+    measure_pool: Callable[[], PoolSize],
 ) -> dict[str, Any]:
     """Returns one settings slice as a cell has it, as plain JSON values.
 
@@ -148,7 +150,7 @@ def cell_slice(
         seed: of its selection, its training and, where they are drawn, its heads.
         name: of the slice.
         values: the slice in use.
-        num_pool_tokens: tells the tokens of the whole pool; asked for a budget of tokens alone.
+        measure_pool: tells the size of the pool; asked for the slice `selection` alone.
 
     Raises:
         SettingsError: a budget of tokens where the settings' own budget is no share.
@@ -161,14 +163,27 @@ def cell_slice(
         return {**values, "seed": seed}
     if name != "selection":
         return dict(values)
-    budget = dict(values["budget"])
-    if method.budget == "all":
-        budget = {"fraction": 1.0}
-    elif method.budget == "tokens":
-        if budget.get("fraction") is None:
-            raise SettingsError(
-                f"selection.budget must be a fraction for a study with equal tokens, got {budget}; "
-                f"set selection.budget.fraction, or leave these methods out"
-            )
-        budget = {"tokens": round(budget["fraction"] * num_pool_tokens())}
+    budget = _budget_of(method, values["budget"], measure_pool)
     return {**values, **method.selection, "budget": budget, "seed": seed}
+
+
+def _budget_of(
+    method: StudyMethod, budget: Mapping[str, Any], measure_pool: Callable[[], PoolSize]
+) -> dict[str, Any]:
+    """Returns a budget that is the same for all: a share is of the pool, scored or not."""
+    share = budget.get("fraction")
+    if method.budget == "all":
+        return {"fraction": 1.0}
+    if method.budget == "tokens":
+        if share is None:
+            raise SettingsError(
+                f"selection.budget must be a fraction for a study with equal tokens, got "
+                f"{dict(budget)}; set selection.budget.fraction, or leave these methods out"
+            )
+        return {"tokens": round(share * measure_pool().num_tokens)}
+    if share is None:
+        return dict(budget)
+    size = measure_pool()
+    if size.num_scored == size.num_samples:
+        return dict(budget)
+    return {"samples": math.floor(share * size.num_samples + 0.5)}

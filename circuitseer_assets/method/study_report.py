@@ -6,7 +6,7 @@ such that more is better. Only the primary pairs on Pass@1 are hypotheses; all e
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -89,6 +89,7 @@ class StudyData:
         base_pass_at_1: of the model before fine-tuning, on the same problems.
         overlap: the mean Jaccard overlap of two methods' subsets with the same seed.
         pool_composition: how many of the pool's samples have each value of each column.
+        left_out: the methods that could not be run, each with its reason.
     """
 
     cells: Mapping[str, Sequence[StudyCell]]
@@ -97,6 +98,7 @@ class StudyData:
     base_pass_at_1: float
     overlap: Mapping[tuple[str, str], float]
     pool_composition: Mapping[str, Mapping[str, int]]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ def format_study(data: StudyData, analysis: StudyAnalysis) -> str:
         "## Methods",
         _methods_table(data),
         "## Claims",
-        _claims_table(analysis),
+        _claims_table(analysis, data.left_out),
         "## Every method against a random subset (exploratory)",
         _comparisons_table(analysis),
         "## Single checkpoints",
@@ -306,12 +308,14 @@ _COMPARED = (
 )
 
 
-def _claims_table(analysis: StudyAnalysis) -> str:
-    rows = []
+def _claims_table(analysis: StudyAnalysis, left_out: Mapping[str, str]) -> str:
+    rows: list[tuple[str, ...]] = []
     for claim, method, against in CLAIMS:
         pair, row = f"{method} - {against}", analysis.find(method, against)
         if row is None:
-            rows.append((claim, pair, "", "", "", "", "not run", "", ""))
+            reasons = [left_out[name] for name in (method, against) if name in left_out]
+            said = f"not applicable: {escape_text(reasons[0])}" if reasons else "not run"
+            rows.append((claim, pair, "", "", "", "", said, "", ""))
             continue
         name = claim + (" (primary)" if row.comparison.is_primary else "")
         rows.append((name, pair, *_compared(analysis, row, _SAID)))

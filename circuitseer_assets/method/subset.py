@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from circuitseer_assets.errors import SettingsError
+from circuitseer_assets.errors import BudgetError, SettingsError
 from circuitseer_assets.records import SubsetMember
 from circuitseer_assets.settings import Budget, SelectionSettings
 
@@ -79,7 +79,7 @@ def resolve_num_samples(budget: Budget, num_pool: int, num_drawable: int) -> int
     A share is of the pool, rounded half up.
 
     Raises:
-        SettingsError: the budget is below one sample, or above the samples that can be drawn.
+        BudgetError: the budget is below one sample, or above the samples that can be drawn.
     """
     if budget.samples is not None:
         name, given, num_samples = "samples", str(budget.samples), budget.samples
@@ -91,25 +91,25 @@ def resolve_num_samples(budget: Budget, num_pool: int, num_drawable: int) -> int
         return num_samples
     size = f"between 1 and {num_drawable} ({_pool_words(num_pool, num_drawable)})"
     rule = size if name == "samples" else f"a number of samples {size}"
-    raise SettingsError(f"selection.budget.{name} must be {rule}, got {given}; {_REMEDY}")
+    raise BudgetError(f"selection.budget.{name} must be {rule}, got {given}; {_REMEDY}")
 
 
 def check_token_budget(num_tokens: int, num_pool_tokens: int) -> None:
     """Returns when the samples that can be drawn hold as many tokens as the budget.
 
     Raises:
-        SettingsError: they hold fewer.
+        BudgetError: they hold fewer.
     """
     if num_tokens > num_pool_tokens:
-        raise SettingsError(
+        raise BudgetError(
             f"selection.budget.tokens must be between 1 and {num_pool_tokens} (the pool's tokens), "
             f"got {num_tokens}; {_REMEDY}"
         )
 
 
-def refuse_empty_draw(num_tokens: int, num_first_tokens: int) -> SettingsError:
+def refuse_empty_draw(num_tokens: int, num_first_tokens: int) -> BudgetError:
     """Returns the error for a budget of tokens that the first sample drawn overflows."""
-    return SettingsError(
+    return BudgetError(
         f"selection.budget.tokens must hold the first sample drawn ({num_first_tokens} tokens), "
         f"got {num_tokens}; {_REMEDY}"
     )

@@ -1,5 +1,7 @@
 """The methods of a study: real settings, one change each, the same budget for all but two kinds."""
 
+from dataclasses import replace
+
 import pytest
 
 from circuitseer_assets.errors import SettingsError
@@ -13,15 +15,17 @@ from circuitseer_assets.method.study_methods import (
     find_method,
     list_pairs,
 )
+from circuitseer_assets.records import PoolSize
 from circuitseer_assets.settings import PROJECT_ROOT, Settings, load_settings, parse_settings
 
+SIZE = PoolSize(num_samples=1000, num_scored=1000, num_tokens=100_000)
 TINY = load_settings(PROJECT_ROOT / "presets/tiny.yaml")
 
 
 def settings_of(name: str, seed: int = 3) -> Settings:
     slices = {
         slice_: cell_slice(
-            find_method(name), seed, slice_, TINY.slice(slice_), num_pool_tokens=lambda: 100_000
+            find_method(name), seed, slice_, TINY.slice(slice_), measure_pool=lambda: SIZE
         )
         for slice_ in ("scoring", "selection", "training")
     }
@@ -50,6 +54,18 @@ def test_budgets() -> None:
     assert settings_of("full").selection.budget.fraction == 1.0
     assert settings_of("random_tokens").selection.budget.tokens == 10_000
     assert settings_of("ifd").selection.budget == TINY.selection.budget
+
+
+@pytest.mark.parametrize("name", ["ifd", "circuitseer"])
+def test_a_share_is_of_the_pool_though_a_scorer_leaves_samples_out(name) -> None:
+    half = replace(SIZE, num_scored=505)
+    values = {**TINY.slice("selection"), "budget": {"fraction": 0.1005}}
+    found = cell_slice(find_method(name), 0, "selection", values, measure_pool=lambda: half)
+    assert found["budget"] == {"samples": 101}
+    tokens = cell_slice(
+        find_method("random_tokens"), 0, "selection", values, measure_pool=lambda: half
+    )
+    assert tokens["budget"] == {"tokens": 10_050}
 
 
 def test_random_heads_are_others_for_every_seed() -> None:
@@ -81,5 +97,5 @@ def test_unknown_methods_and_budgets_that_are_no_share_are_refused() -> None:
             0,
             "selection",
             {**TINY.slice("selection"), "budget": {"samples": 10}},
-            num_pool_tokens=lambda: 10,
+            measure_pool=lambda: SIZE,
         )

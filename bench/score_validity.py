@@ -7,8 +7,9 @@
 Every reading is taken by every set of heads: those whose ablation costs most on reasoning probes
 (`delta`), those that cost more there than on plain prose (`specific`), those that cost most on the
 prose (`prose`), and all; and, for comparison, by random sets of as many other heads of the same
-layers. Each is correlated (Spearman) with the prompt's length and, with length held fixed, with the
-number of solution steps, the loss of the solution, and whether the model fails the problem.
+layers, or the nearest where a layer has too few, new ones for each half. Each is correlated
+(Spearman) with the prompt's length and, with length held fixed, with the number of solution steps,
+the loss of the solution, and whether the model fails the problem.
 
 Half of the problems are looked at, half confirm: what lies 2 standard deviations outside the random
 sets in the first half is a candidate, and is confirmed where it does so on the same side in the
@@ -40,6 +41,7 @@ from circuitseer_assets.method.attention import (
 from circuitseer_assets.method.composition import count_steps
 from circuitseer_assets.method.corpus import curate_rows
 from circuitseer_assets.method.head_effects import Laboratory, Progress, make_laboratory
+from circuitseer_assets.method.head_sets import draw_other_heads
 from circuitseer_assets.method.response_loss import response_losses
 from circuitseer_assets.records import HeadId, Sample, TokenizedText
 from circuitseer_assets.settings import (
@@ -56,6 +58,7 @@ from resources.language_model import LanguageModel
 NUM_PROBES = {"tiny": 48, "smollm2": 12}
 FRACTIONS = {"tiny": 0.125, "smollm2": 0.05}
 NUM_RANDOM_SETS = 40
+PARTS = ("look", "confirm")
 LOOK_Z = 2.0
 LEVEL = 0.05
 MAX_NEW_TOKENS = 96
@@ -91,7 +94,8 @@ def measure(name: str, corpus: Path | None, num_problems: int) -> dict[str, Any]
     probes, problems = samples[: NUM_PROBES[name]], samples[NUM_PROBES[name] :]
     sets, effects = choose_head_sets(name, model, probes)
     targets = describe_problems(model, problems, answers=name == "tiny")
-    names, membership = list_sets(sets, model)
+    # Two ways to choose may give one set: it is measured, and counted, once.
+    names, membership = list_sets(unique_sets(sets), model)
     scores = read_problems_by(model, problems, membership)
     half = len(problems) // 2
     rows = [
@@ -108,6 +112,7 @@ def measure(name: str, corpus: Path | None, num_problems: int) -> dict[str, Any]
         "share_of_delta_heads_in_prose": len(set(sets["delta"]) & set(sets["prose"]))
         / len(sets["delta"]),
         "num_random_sets": NUM_RANDOM_SETS,
+        "random_sets_overlap": overlap_of_random_sets(names, membership),
         "fail_rate": float(targets["fails"].mean()) if "fails" in targets else None,
         "num_candidates": sum(row["is_candidate"] for row in rows),
         "num_confirmed": sum(row["is_confirmed"] for row in rows),
@@ -221,10 +226,22 @@ def _effects(laboratory: Laboratory, texts: Sequence[TokenizedText]) -> tuple[Fl
     return effects, effects / measured.clean_loss_nats
 
 
+def unique_sets(sets: Mapping[str, Sequence[HeadId]]) -> dict[str, Sequence[HeadId]]:
+    """Returns the sets without those that an earlier one equals."""
+    found: dict[str, Sequence[HeadId]] = {}
+    for name, heads in sets.items():
+        if all(set(heads) != set(other) for other in found.values()):
+            found[name] = heads
+    return found
+
+
 def list_sets(
     sets: Mapping[str, Sequence[HeadId]], model: LanguageModel
 ) -> tuple[list[str], Floats]:
-    """Returns the sets' names, random ones included, and who is in them, (S, heads), rows sum 1."""
+    """Returns the sets' names, random ones included, and who is in them, (S, heads), rows sum 1.
+
+    Each half of the problems has random sets of its own: `NAME:look0`, `NAME:confirm0` and so on.
+    """
     config = model.model.config
     num_layers, num_heads = config.num_hidden_layers, config.num_attention_heads
     names, rows = [], []
@@ -234,21 +251,25 @@ def list_sets(
         if name == "all":
             continue
         generator = np.random.default_rng(0)
-        for i in range(NUM_RANDOM_SETS):
-            names.append(f"{name}:random{i}")
-            rows.append(_row(_like(heads, num_heads, generator), num_layers, num_heads))
+        for part in PARTS:
+            for i in range(NUM_RANDOM_SETS):
+                drawn = draw_other_heads(heads, num_layers, num_heads, generator)
+                names.append(f"{name}:{part}{i}")
+                rows.append(_row(drawn, num_layers, num_heads))
     return names, np.stack(rows)
 
 
-def _like(heads: Sequence[HeadId], num_heads: int, generator: np.random.Generator) -> list[HeadId]:
-    """Returns as many other heads of each layer; all of a layer where there are too few others."""
-    drawn = []
-    for layer in sorted({head.layer for head in heads}):
-        own = {head.head for head in heads if head.layer == layer}
-        others = [h for h in range(num_heads) if h not in own]
-        pool = others if len(others) >= len(own) else list(range(num_heads))
-        drawn += [HeadId(layer, int(h)) for h in generator.permutation(pool)[: len(own)]]
-    return drawn
+def overlap_of_random_sets(names: Sequence[str], membership: Floats) -> dict[str, float]:
+    """Returns by set the mean Jaccard overlap of its random sets with each other."""
+    found = {}
+    for name in (name for name in names if ":" not in name and name != "all"):
+        like = [i for i, other in enumerate(names) if other.startswith(f"{name}:")]
+        members = membership[like] > 0
+        shared = (members[:, None] & members[None]).sum(-1)
+        either = (members[:, None] | members[None]).sum(-1)
+        of_pairs = (shared / either)[np.triu_indices(len(like), 1)]
+        found[name] = float(of_pairs.mean())
+    return found
 
 
 def _row(heads: Sequence[HeadId], num_layers: int, num_heads: int) -> Floats:
@@ -401,7 +422,7 @@ def compare(
     half: int,
 ) -> Iterator[dict[str, Any]]:
     """Returns a row a set and target: correlations on both halves, and where random sets lie."""
-    halves = {"look": slice(0, half), "confirm": slice(half, None)}
+    halves = dict(zip(PARTS, (slice(0, half), slice(half, None)), strict=True))
     length = targets["length"]
     for target, wanted in targets.items():
         found = {
@@ -419,9 +440,9 @@ def compare(
             if ":" in name:
                 continue
             row: dict[str, Any] = {"reading": reading, "heads": name, "target": target}
-            like = [j for j, other in enumerate(names) if other.startswith(f"{name}:")]
             for part, values in found.items():
                 row[part] = float(values[i])
+                like = [j for j, other in enumerate(names) if other.startswith(f"{name}:{part}")]
                 if like:
                     row[f"random_{part}"] = float(values[like].mean())
                     row[f"random_sd_{part}"] = float(values[like].std(ddof=1))

@@ -1,7 +1,7 @@
 """Stage sample_scores: every pool sample's score, computed once for a model, heads and formula."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from circuitseer_assets.method.figures import (
     spearman,
     to_markdown_image,
 )
+from circuitseer_assets.method.head_sets import choose_heads
 from circuitseer_assets.method.scorers import find_scorer, reads_response
 from circuitseer_assets.method.tables import format_samples_table
 from circuitseer_assets.records import (
@@ -90,11 +91,18 @@ def _identify_scorer(run: StageRun, pool: Artifact, ranking: Artifact) -> str:
     scorer = find_scorer(run.settings.scoring)
     depends_on = ["scorer", CODE_VERSION, run.settings.slice("scoring"), run.home.model_identity()]
     if scorer.uses_heads:
-        heads = load_heads(run.folder(ranking)).reasoning_heads
-        depends_on.append([str(head) for head in heads])
+        depends_on.append([str(head) for head in _heads_of(run, ranking)])
     if scorer.compares_samples:
         depends_on.append(pool.data_version)
     return digest_of(depends_on)
+
+
+def _heads_of(run: StageRun, ranking: Artifact) -> Sequence[HeadId]:
+    """Returns the heads that decide a score: those read, or those they are looked for by."""
+    ranked, scoring = load_heads(run.folder(ranking)), run.settings.scoring
+    if scoring.heads != "random":
+        return ranked.reasoning_heads
+    return choose_heads(ranked.reasoning_heads, ranked.num_layers, ranked.num_heads, scoring)
 
 
 @dataclass(frozen=True)
@@ -117,10 +125,12 @@ class PoolScorer:
         missing = missing_sample_ids(warehouse, self.scorer_id, self.pool)
         unmeasured = unmeasured_sample_ids(warehouse, self.tokenizer_id, self.pool)
         num_truncated = 0
+        heads = self._choose_heads(None)
         if missing or unmeasured:
             base_model = load_language_model(self.settings.base_model, cache=self.home.models)
             self._measure_lengths(base_model, unmeasured)
-            num_truncated = self._score_samples(base_model, missing)
+            heads = self._choose_heads(base_model)
+            num_truncated = self._score_samples(base_model, missing, heads)
         self._share_scores()
         scores = read_pool_scores(warehouse, self.scorer_id, self.tokenizer_id, self.pool)
         num_pool = pq.read_metadata(self.pool).num_rows
@@ -136,6 +146,7 @@ class PoolScorer:
             "num_truncated_anew": num_truncated,
             "num_unscored": num_pool - scores.num_rows,
             "scorer_id": self.scorer_id,
+            **({"heads_read": [str(head) for head in heads]} if heads else {}),
             **summarise_scores(scores, self._texts_of),
         }
         return Made(data=["scores.parquet"], summary=summary)
@@ -156,7 +167,9 @@ class PoolScorer:
             lengths[sample.sample_id] = (text.response_start, num_response)
         self.home.warehouse.append_lengths(length_rows(self.tokenizer_id, lengths))
 
-    def _score_samples(self, base_model: LanguageModel, sample_ids: set[str]) -> int:
+    def _score_samples(
+        self, base_model: LanguageModel, sample_ids: set[str], heads: Sequence[HeadId]
+    ) -> int:
         """Returns how many of the samples were cut to what is read, after scoring them all."""
         from circuitseer_assets.method.reader import Reader
 
@@ -164,7 +177,7 @@ class PoolScorer:
         reader = Reader(
             model=base_model.model,
             tokenize=base_model.tokenize,
-            heads=self._choose_heads(base_model) if scorer.uses_heads else (),
+            heads=tuple(heads),
             find_token=base_model.find_token,
             max_batch_tokens=self.settings.execution.max_batch_tokens,
         )
@@ -182,16 +195,21 @@ class PoolScorer:
     def _pool_ids(self) -> set[str]:
         return set(pq.read_table(self.pool, columns=["sample_id"])["sample_id"].to_pylist())
 
-    def _choose_heads(self, base_model: LanguageModel) -> tuple[HeadId, ...]:
-        from circuitseer_assets.method.sample_scores import choose_heads, find_retrieval_heads
-
+    def _choose_heads(self, base_model: LanguageModel | None) -> Sequence[HeadId]:
+        """Returns the heads the scorer reads; without a model none where it takes one to find."""
         scoring, ranked = self.settings.scoring, load_heads(self.ranking)
-        num_chosen = len(ranked.reasoning_heads)
-        retrieval = (
-            find_retrieval_heads(base_model.model, num_chosen=num_chosen, seed=scoring.seed)
-            if scoring.heads == "retrieval"
-            else ()
-        )
+        if not find_scorer(scoring).uses_heads:
+            return ()
+        retrieval: Sequence[HeadId] = ()
+        if scoring.heads == "retrieval":
+            if base_model is None:
+                return ()
+            from circuitseer_assets.method.retrieval_heads import find_retrieval_heads
+
+            num_chosen = len(ranked.reasoning_heads)
+            retrieval = find_retrieval_heads(
+                base_model.model, num_chosen=num_chosen, seed=scoring.seed
+            )
         return choose_heads(
             ranked.reasoning_heads,
             ranked.num_layers,

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -24,7 +23,6 @@ from circuitseer_assets.method.attention import (
     AttentionCall,
     StopForward,
     attention_focus,
-    attention_rows,
     decoder_of,
     ensure_supported,
     intercept_attention,
@@ -285,84 +283,3 @@ def _weighted_variance(profile: Tensor, weights: Tensor, *, renormalise: bool) -
         profile, mean = profile / mean, torch.ones_like(mean)
     profile = profile.where(mean > 0, torch.nan)
     return (weights * (profile - mean).square()).sum(-1)
-
-
-# whose attention is read --------------------------------------------------------------------------
-
-
-def choose_heads(
-    reasoning_heads: Sequence[HeadId],
-    num_layers: int,
-    num_heads: int,
-    settings: ScoringSettings,
-    *,
-    retrieval_heads: Sequence[HeadId] = (),
-) -> tuple[HeadId, ...]:
-    """Returns the heads that `settings.heads` names, by (layer, head).
-
-    `reasoning` are the ranking's; `all` are all; `random` are, in each layer, as many others as it
-    has reasoning heads (all others where they are fewer), drawn by `settings.seed`; `retrieval` are
-    those of `find_retrieval_heads`, to be passed in, for they take a pass of the model.
-
-    Raises:
-        SettingsError: no heads are left to choose.
-    """
-    everyone = [HeadId(layer, head) for layer in range(num_layers) for head in range(num_heads)]
-    if settings.heads == "all":
-        chosen = everyone
-    elif settings.heads == "reasoning":
-        chosen = list(reasoning_heads)
-    elif settings.heads == "retrieval":
-        chosen = list(retrieval_heads)
-    else:
-        chosen = _layer_matched(reasoning_heads, everyone, settings.seed)
-    if not chosen:
-        raise SettingsError(
-            f"scoring.heads must name at least one head, got {settings.heads!r} with none to "
-            f"choose; set scoring.heads to 'reasoning', or a smaller head_ranking.fraction"
-        )
-    return tuple(sorted(chosen))
-
-
-def _layer_matched(
-    reasoning_heads: Sequence[HeadId], everyone: Sequence[HeadId], seed: int
-) -> list[HeadId]:
-    random = np.random.default_rng(seed)
-    chosen = []
-    for layer in sorted({head.layer for head in reasoning_heads}):
-        wanted = sum(head.layer == layer for head in reasoning_heads)
-        others = [h for h in everyone if h.layer == layer and h not in reasoning_heads]
-        chosen += [others[i] for i in random.permutation(len(others))[:wanted]]
-    return chosen
-
-
-@torch.inference_mode()
-def find_retrieval_heads(
-    model: PreTrainedModel, *, num_chosen: int, seed: int, length: int = 48, num_sequences: int = 4
-) -> tuple[HeadId, ...]:
-    """Returns the `num_chosen` heads that best retrieve what once followed the present token.
-
-    On sequences of random tokens, each repeated once, a head's score is its mean attention from a
-    token's second occurrence to the token after its first; ties by (layer, head).
-
-    Reference: Olsson et al., In-context learning and induction heads, arXiv 2209.11895.
-    Deviation: Wu et al. (arXiv 2404.15574) find retrieval heads on documents with a planted fact;
-    copying random tokens needs no document, no answer and one short pass.
-    """
-    shape = ensure_supported(model)
-    generator = torch.Generator().manual_seed(seed)
-    vocabulary = model.config.get_text_config().vocab_size
-    once = torch.randint(vocabulary, (num_sequences, length), generator=generator)
-    scores: dict[HeadId, float] = {}
-
-    def intercept(call: AttentionCall, attend: Attend) -> Tensor:
-        rows = attention_rows(call, range(shape.num_heads), length, 2 * length)
-        copied = rows.diagonal(offset=1, dim1=-2, dim2=-1)  # query length + i, key i + 1
-        for head, score in enumerate(copied.double().mean((0, 2)).tolist()):
-            scores[HeadId(call.layer, head)] = score
-        return attend()
-
-    with intercept_attention(model, intercept):
-        decoder_of(model)(input_ids=torch.cat([once, once], 1).to(model.device), use_cache=False)
-    ranked = sorted(scores, key=lambda head: (-scores[head], head))
-    return tuple(sorted(ranked[:num_chosen]))

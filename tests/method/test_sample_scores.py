@@ -11,11 +11,7 @@ import torch
 from scipy import stats
 
 from circuitseer_assets.errors import SettingsError
-from circuitseer_assets.method.sample_scores import (
-    choose_heads,
-    find_retrieval_heads,
-    score_samples,
-)
+from circuitseer_assets.method.sample_scores import score_samples
 from circuitseer_assets.method.word_problems import generate_problems
 from circuitseer_assets.records import (
     HeadId,
@@ -32,7 +28,7 @@ from circuitseer_assets.settings import (
 )
 from resources.language_model import load_language_model
 
-from .conftest import CONFIGS, HEADS, LAYERS, make_model, make_text, visible_tokens
+from .conftest import CONFIGS, make_model, make_text, visible_tokens
 
 CHOSEN = (HeadId(0, 2), HeadId(1, 0), HeadId(1, 3), HeadId(2, 1))
 OPTIONS = {
@@ -365,45 +361,3 @@ def test_texts_are_read_lazily(llama):
 
 
 # whose attention ----------------------------------------------------------------------------------
-
-REASONING = (HeadId(0, 1), HeadId(2, 0), HeadId(2, 3))
-
-
-def choose(kind, **kwargs):
-    return choose_heads(REASONING, LAYERS, HEADS, ScoringSettings(heads=kind), **kwargs)
-
-
-def test_head_sets():
-    assert choose("reasoning") == REASONING
-    assert len(choose("all")) == 12
-    assert choose("retrieval", retrieval_heads=[HeadId(1, 1)]) == (HeadId(1, 1),)
-    with pytest.raises(SettingsError, match=r"scoring\.heads must name at least one head"):
-        choose("retrieval")
-
-
-def test_random_heads_match_the_layers_and_the_seed():
-    drawn = choose("random")
-    assert drawn == choose("random")
-    assert [head.layer for head in drawn] == [0, 2, 2]
-    assert not set(drawn) & set(REASONING)
-    others = {
-        choose_heads(REASONING, LAYERS, HEADS, ScoringSettings(heads="random", seed=seed))
-        for seed in range(20)
-    }
-    assert len(others) > 1
-
-
-def test_retrieval_heads_are_those_that_copy(llama):
-    """Scores written out from eager attention; the search must give the best of them."""
-    found = find_retrieval_heads(llama, num_chosen=4, seed=3, length=12, num_sequences=2)
-    generator = torch.Generator().manual_seed(3)
-    once = torch.randint(61, (2, 12), generator=generator)
-    llama.set_attn_implementation("eager")
-    out = llama(input_ids=torch.cat([once, once], 1), output_attentions=True)
-    scores = {}
-    for layer, head in itertools.product(range(LAYERS), range(HEADS)):
-        matrix = out.attentions[layer][:, head]
-        scores[HeadId(layer, head)] = np.mean(
-            [matrix[b, 12 + i, i + 1].item() for b in range(2) for i in range(12)]
-        )
-    assert found == tuple(sorted(sorted(scores, key=lambda head: -scores[head])[:4]))

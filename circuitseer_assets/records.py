@@ -98,14 +98,21 @@ class QuarantinedRow:
 class TokenizedText:
     """A prompt, or a prompt and its response, as the model reads it.
 
-    `content` is the half-open span of the problem's own text, template left out; `response_start`
-    is the index of the response's first token, and the length where there is no response.
+    Attributes:
+        sample_id: the sample's.
+        input_ids: the tokens.
+        content: the half-open span of the problem's own text, template left out.
+        response_start: the index of the response's first token; the length without a response.
+        numbers: the indices of the content's tokens that have a digit.
+        question_start: where the content's last sentence begins; None where nobody looked.
     """
 
     sample_id: str
     input_ids: tuple[int, ...]
     content: tuple[int, int]
     response_start: int
+    numbers: tuple[int, ...] = ()
+    question_start: int | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)

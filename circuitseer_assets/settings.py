@@ -286,15 +286,13 @@ class HeadRankingSettings(_Frozen):
 
 
 class ScoringSettings(_Frozen):
-    """What the score is: a scorer of the registry and, for `attention`, the reading.
+    """What the score is: a scorer of `method/scorers.py`, for `attention` one of `readings.py`.
 
     How heads and query positions are averaged is not found in the summaries read.
     """
 
     scorer: Text = "attention"
-    reading: Literal["attention_variance", "attention_cv2", "attention_lift", "attention_focus"] = (
-        "attention_variance"
-    )
+    reading: Text = "attention_variance"
     queries: Literal["all", "last"] = "all"
     tokens: Literal["all", "content"] = "all"
     reduce: Literal["mean_then_variance", "variance_then_mean"] = "mean_then_variance"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitseer_assets.errors import ModelError
-from circuitseer_assets.method.chat_text import render_prompt, render_response
+from circuitseer_assets.method.chat_text import question_span, render_prompt, render_response
 from circuitseer_assets.records import Message, TokenizedText
 from circuitseer_assets.settings import BaseModelSettings, GgufModel
 from resources.model_files import (
@@ -74,14 +74,18 @@ class LanguageModel:
         prompt = render_prompt(self.tokenizer, messages, self.prompt_template)
         ids, offsets = self._encode(prompt.text, special=prompt.add_special_tokens)
         content = _token_span(offsets, prompt.content)
+        marks = (
+            _tokens_with_digits(prompt.text, offsets, content),
+            _token_span(offsets, question_span(prompt.text, prompt.content))[0],
+        )
         if response is None:
-            return TokenizedText(sample_id, tuple(ids), content, len(ids))
+            return TokenizedText(sample_id, tuple(ids), content, len(ids), *marks)
         reply = render_response(self.tokenizer, messages, response, prompt, self.prompt_template)
         whole, _ = self._encode(prompt.text + reply, special=prompt.add_special_tokens)
         if whole[: len(ids)] != ids:
             # A token across the border: generation would never see it, so neither may we.
             whole = ids + self._encode(reply, special=False)[0]
-        return TokenizedText(sample_id, tuple(whole), content, len(ids))
+        return TokenizedText(sample_id, tuple(whole), content, len(ids), *marks)
 
     def find_token(self, text: str) -> int | None:
         """Returns the id of the token whose text is exactly this; None where it takes several."""
@@ -103,6 +107,14 @@ class LanguageModel:
 def _token_span(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> tuple[int, int]:
     inside = [i for i, (start, stop) in enumerate(offsets) if stop > span[0] and start < span[1]]
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+def _tokens_with_digits(
+    text: str, offsets: Sequence[tuple[int, int]], content: tuple[int, int]
+) -> tuple[int, ...]:
+    return tuple(
+        i for i in range(*content) if any(letter.isdigit() for letter in text[slice(*offsets[i])])
+    )
 
 
 # loading ------------------------------------------------------------------------------------------

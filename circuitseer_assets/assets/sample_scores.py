@@ -20,6 +20,7 @@ from circuitseer_assets.method.figures import (
     to_markdown_image,
 )
 from circuitseer_assets.method.head_sets import choose_heads
+from circuitseer_assets.method.readings import find_reading
 from circuitseer_assets.method.scorers import find_scorer, reads_response
 from circuitseer_assets.method.tables import format_samples_table
 from circuitseer_assets.records import (
@@ -89,6 +90,8 @@ def make_sample_scores(run: StageRun) -> Materialised:
 def _identify_scorer(run: StageRun, pool: Artifact, ranking: Artifact) -> str:
     """Returns the identity of everything a score depends on besides the sample."""
     scorer = find_scorer(run.settings.scoring)
+    if run.settings.scoring.scorer == "attention":
+        find_reading(run.settings.scoring)  # an unknown one is refused before any work starts
     depends_on = ["scorer", CODE_VERSION, run.settings.slice("scoring"), run.home.model_identity()]
     if scorer.uses_heads:
         depends_on.append([str(head) for head in _heads_of(run, ranking)])

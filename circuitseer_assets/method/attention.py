@@ -265,6 +265,30 @@ def attention_focus(
     return total / count
 
 
+def mean_look_back(call: AttentionCall, heads: Sequence[int], weights: Tensor) -> Tensor:
+    """Returns how far back each head looks among the weighted tokens, (B, h), float64.
+
+    It is the mean of log(1 + i - j) over queries i and keys j, weighted by the attention; NaN where
+    there is none.
+
+    Args:
+        call: the layer's attention.
+        heads: which of its query heads.
+        weights: 1 for the tokens that count, as queries and as keys, else 0, (B, T).
+    """
+    shape = weights.shape[0], len(heads)
+    total = torch.zeros(shape, dtype=torch.float64, device=weights.device)
+    mass = torch.zeros_like(total)
+    places = torch.arange(weights.shape[1], device=weights.device)
+    for start, stop, attention in _blocks_of_rows(call, heads, weights):
+        counted = weights[:, None, start:stop, None] * weights[:, None, None, :stop]
+        share = attention * counted
+        distance = (places[start:stop, None] - places[:stop]).clamp_min(0)
+        total += (share * distance.to(share.dtype).log1p()).sum((-1, -2), dtype=torch.float64)
+        mass += share.sum((-1, -2), dtype=torch.float64)
+    return total / mass
+
+
 def _blocks_of_rows(
     call: AttentionCall, heads: Sequence[int], query_weights: Tensor
 ) -> Iterator[tuple[int, int, Tensor]]:

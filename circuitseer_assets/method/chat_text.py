@@ -1,5 +1,6 @@
 """Renders chats as the text a model reads, and finds the problem's own text and the reply in it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from circuitseer_assets.records import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SENTENCE_END = re.compile(r"[.!?]\s+(?=\S)")
 # A stand-in for a text: no template changes it, no text holds it.
 _MARKER = "circuitseer-0f6b2d-marker"
 # Some templates tell the model today's date, and a score must be the same tomorrow.
@@ -24,6 +26,16 @@ class PromptText:
     text: str
     content: tuple[int, int]
     add_special_tokens: bool
+
+
+def question_span(text: str, content: tuple[int, int]) -> tuple[int, int]:
+    """Returns where the last sentence of the problem in `text` lies, in characters.
+
+    It is all of the problem where that is one sentence.
+    """
+    start, stop = content
+    ends = [found.end() for found in _SENTENCE_END.finditer(text, start, stop)]
+    return (ends[-1] if ends else start), stop
 
 
 def render_prompt(

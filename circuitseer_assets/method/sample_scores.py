@@ -22,7 +22,6 @@ from circuitseer_assets.method.attention import (
     Attend,
     AttentionCall,
     StopForward,
-    attention_focus,
     decoder_of,
     ensure_supported,
     intercept_attention,
@@ -30,7 +29,9 @@ from circuitseer_assets.method.attention import (
     received_attention,
 )
 from circuitseer_assets.method.batches import WINDOW_SAMPLES, batch_by_length, padded_ids
+from circuitseer_assets.method.head_readings import Marks
 from circuitseer_assets.method.reader import Reader
+from circuitseer_assets.method.readings import find_reading
 from circuitseer_assets.records import (
     HeadId,
     Sample,
@@ -65,7 +66,7 @@ def score_samples(
 ) -> Iterator[SampleScore | UnscoredSample]:
     """Returns the score of every text, or the reason why it has none, in no particular order.
 
-    The readings, for a over the T usable tokens (summing to 1):
+    `readings.py` lists the readings. Of the profile a over the T usable tokens (summing to 1) are:
 
     - `attention_variance`: sum((a - 1/T)^2) / T.
     - `attention_cv2`: T^2 times that.
@@ -73,9 +74,8 @@ def score_samples(
       self-attention left out, averaged over the queries (and heads) that see token j; the variance
       of that over j, each j weighted by the number of queries that see it.
 
-    - `attention_focus`: another thing: 1 - H / log n, with H the entropy of a query's attention on
-      the n tokens of the span that it sees, averaged over queries and heads; see
-      `attention_focus`. It has no variance to take, so `reduce` does not matter.
+    All others are of each head by itself, averaged over the heads, so that `reduce` does not
+    matter: see `head_readings`.
 
     With `tokens: content` both queries and keys lie inside the problem's own text, with
     `span: response` inside the response, which the model then reads as well; the average is
@@ -124,13 +124,18 @@ def score_samples(
 
 @dataclass(frozen=True, slots=True)
 class _ToRead:
-    """The tokens the model reads, and the half-open spans of the queries and of the keys."""
+    """The tokens the model reads of a text, and the half-open spans of the queries and the keys."""
 
-    sample_id: str
+    text: TokenizedText
     input_ids: tuple[int, ...]
     queries: tuple[int, int]
     keys: tuple[int, int]
     is_truncated: bool
+
+    @property
+    def sample_id(self) -> str:
+        """The sample's id."""
+        return self.text.sample_id
 
 
 def _to_read(
@@ -145,7 +150,7 @@ def _to_read(
     ids = ids[:limit]
     if not prompt_only:
         start, stop = text.response_start, len(ids)
-    elif settings.tokens == "content":
+    elif settings.tokens == "content" or find_reading(settings).marks_of_prompt:
         start, stop = text.content
     else:
         start, stop = 0, len(ids)
@@ -153,7 +158,7 @@ def _to_read(
     if stop - start < settings.min_tokens:
         return _too_few(text.sample_id, stop - start, settings)
     first_query = stop - 1 if settings.queries == "last" else start
-    return _ToRead(text.sample_id, ids, (first_query, stop), (start, stop), is_truncated)
+    return _ToRead(text, ids, (first_query, stop), (start, stop), is_truncated)
 
 
 def _too_few(sample_id: str, usable: int, settings: ScoringSettings) -> UnscoredSample:
@@ -173,24 +178,46 @@ def _score_batch(
     heads: Sequence[HeadId],
     settings: ScoringSettings,
 ) -> Iterator[SampleScore | UnscoredSample]:
-    queries = _marks([text.queries for text in batch], batch).to(model.device)
-    if settings.reading == "attention_focus":
-        keys = _marks([text.keys for text in batch], batch).to(model.device)
-        focus = _read(model, batch, heads, lambda c, here: attention_focus(c, here, queries, keys))
-        for text, of_heads in zip(batch, focus, strict=True):
-            yield _finish(text, of_heads.mean(), text.keys[1] - text.keys[0])
+    reading = find_reading(settings)
+    if reading.of_heads:
+        read, marks = reading.load(), mark_texts(batch, model.device)
+        of_heads = _read(model, batch, heads, lambda call, here: read(call, here, marks))
+        for text, values in zip(batch, of_heads, strict=True):
+            yield _finish(text, values.mean(), text.keys[1] - text.keys[0])
         return
+    queries = _mark([text.queries for text in batch], batch).to(model.device)
     received = _read(model, batch, heads, _received_by(queries, settings))
-    for text, of_heads in zip(batch, received, strict=True):
-        attention, num_queries = of_heads[..., slice(*text.keys)].unbind(1)
+    for text, values in zip(batch, received, strict=True):
+        attention, num_queries = values[..., slice(*text.keys)].unbind(1)
         yield _score_one(text, attention, num_queries, settings)
 
 
-def _marks(spans: Sequence[tuple[int, int]], batch: Sequence[_ToRead]) -> Tensor:
-    """Returns 1 within each text's span and 0 elsewhere, (B, T)."""
+def mark_texts(batch: Sequence[_ToRead], device: torch.device) -> Marks:
+    """Returns where in each text lies what a reading looks at."""
+    texts = [one.text for one in batch]
+    starts = [t.content[0] if t.question_start is None else t.question_start for t in texts]
+    numbers = torch.zeros(padded_ids(batch).shape)
+    for row, (one, text) in enumerate(zip(batch, texts, strict=True)):
+        numbers[row, [i for i in text.numbers if i < len(one.input_ids)]] = 1.0
+    ends = [len(one.input_ids) for one in batch]
+    questions = [(start, text.content[1]) for start, text in zip(starts, texts, strict=True)]
+    facts = [(text.content[0], start) for start, text in zip(starts, texts, strict=True)]
+    return Marks(
+        queries=_mark([one.queries for one in batch], batch).to(device),
+        keys=_mark([one.keys for one in batch], batch).to(device),
+        content=_mark([text.content for text in texts], batch).to(device),
+        numbers=numbers.to(device),
+        question=_mark(questions, batch).to(device),
+        facts=_mark(facts, batch).to(device),
+        last=_mark([(end - 1, end) for end in ends], batch).to(device),
+    )
+
+
+def _mark(spans: Sequence[tuple[int, int]], batch: Sequence[_ToRead]) -> Tensor:
+    """Returns 1 within each text's span and 0 elsewhere, padding included, (B, T)."""
     marks = torch.zeros(padded_ids(batch).shape)
-    for row, span in enumerate(spans):
-        marks[row, slice(*span)] = 1.0
+    for row, (one, (start, stop)) in enumerate(zip(batch, spans, strict=True)):
+        marks[row, start : min(stop, len(one.input_ids))] = 1.0
     return marks
 
 

@@ -1,0 +1,81 @@
+"""Readings of each head by itself: a layer's attention in, one number a text and head out.
+
+All are reduced block by block: memory grows with T.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circuitseer_assets.method.attention import (
+    AttentionCall,
+    attention_focus,
+    mean_look_back,
+    received_attention,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Where what a reading looks at lies in a batch of texts: 1 there and 0 elsewhere, (B, T).
+
+    Attributes:
+        queries, keys: those that the settings `queries`, `tokens` and `span` name.
+        content: the problem's own text, template left out.
+        numbers: its tokens with a digit.
+        question: its last sentence.
+        facts: what comes before that.
+        last: the prompt's last token, where the answer begins.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    content: Tensor
+    numbers: Tensor
+    question: Tensor
+    facts: Tensor
+    last: Tensor
+
+
+def read_focus(call: AttentionCall, heads: Sequence[int], marks: Marks) -> Tensor:
+    """Returns how few of the keys a query looks at, mean over the queries: `attention_focus`."""
+    return attention_focus(call, heads, marks.queries, marks.keys)
+
+
+def read_content_mass(call: AttentionCall, heads: Sequence[int], marks: Marks) -> Tensor:
+    """Returns the share of the problem's attention that stays on the problem."""
+    return _mass(call, heads, marks.content, marks.content)
+
+
+def read_number_mass(call: AttentionCall, heads: Sequence[int], marks: Marks) -> Tensor:
+    """Returns the share of the problem's attention that falls on its numbers."""
+    return _mass(call, heads, marks.content, marks.numbers)
+
+
+def read_question_to_facts(call: AttentionCall, heads: Sequence[int], marks: Marks) -> Tensor:
+    """Returns the share of the question's attention that falls on what was given before it."""
+    return _mass(call, heads, marks.question, marks.facts)
+
+
+def read_answer_to_content(call: AttentionCall, heads: Sequence[int], marks: Marks) -> Tensor:
+    """Returns the share of the last token's attention that falls on the problem."""
+    return _mass(call, heads, marks.last, marks.content)
+
+
+def read_answer_to_numbers(call: AttentionCall, heads: Sequence[int], marks: Marks) -> Tensor:
+    """Returns the share of the last token's attention that falls on the problem's numbers."""
+    return _mass(call, heads, marks.last, marks.numbers)
+
+
+def read_look_back(call: AttentionCall, heads: Sequence[int], marks: Marks) -> Tensor:
+    """Returns the mean of log(1 + distance) over the attention within the problem."""
+    return mean_look_back(call, heads, marks.content)
+
+
+def _mass(call: AttentionCall, heads: Sequence[int], queries: Tensor, keys: Tensor) -> Tensor:
+    """Returns the mean over queries of their attention on the keys; NaN without a query."""
+    received = received_attention(call, heads, queries)  # (B, h, T)
+    num_queries = queries.sum(-1, dtype=torch.float64)[:, None]
+    return (received * keys[:, None]).sum(-1) / num_queries

@@ -74,7 +74,7 @@ BAD = [
     ("evaluation.num_repeats", 4, "evaluation: temperature must be above 0 when num_repeats"),
     ("training.epochs", "two", "training.epochs: .*valid number, got 'two'"),
     ("head_ranking.fraction", 1.5, "head_ranking.fraction: .*less than or equal to 1, got 1.5"),
-    ("scoring.reading", "loudness", "scoring.reading: .*'attention_variance'.* got 'loudness'"),
+    ("scoring.heads", "loudest", "scoring.heads: .*'reasoning'.* got 'loudest'"),
     (
         "corpus",
         {"source": "reasoning_gym", "num_samples": 9, "held_out_share": 0.1},

@@ -6,10 +6,11 @@
 
 Every reading is taken by every set of heads: those whose ablation costs most on reasoning probes
 (`delta`), those that cost more there than on plain prose (`specific`), those that cost most on the
-prose (`prose`), and all; and, for comparison, by random sets of as many other heads of the same
-layers, or the nearest where a layer has too few, new ones for each half. Each is correlated
-(Spearman) with the prompt's length and, with length held fixed, with the number of solution steps,
-the loss of the solution, and whether the model fails the problem.
+prose (`prose`) or on the first tokens of the probes' responses (`first_tokens`), and all; and, for
+comparison, by random sets of as many other heads of the same layers, or the nearest where a layer
+has too few, new ones for each half. Each is correlated (Spearman) with the prompt's length and,
+with length held fixed, with the number of solution steps, the loss of the solution, and whether the
+model fails the problem.
 
 Half of the problems are looked at, half confirm: what lies 2 standard deviations outside the random
 sets in the first half is a candidate, and is confirmed where it does so on the same side in the
@@ -20,8 +21,9 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +35,19 @@ from scipy import stats
 from bench.measure import log, print_result, start_logging
 from bench.models import MODELS, load_model, preset_settings
 from circuitseer_assets.method.attention import (
+    Attend,
     AttentionCall,
-    attention_rows,
     decoder_of,
     intercept_attention,
+    num_queries_seeing,
+    received_attention,
 )
 from circuitseer_assets.method.composition import count_steps
 from circuitseer_assets.method.corpus import curate_rows
 from circuitseer_assets.method.head_effects import Laboratory, Progress, make_laboratory
+from circuitseer_assets.method.head_readings import Marks
 from circuitseer_assets.method.head_sets import draw_other_heads
+from circuitseer_assets.method.readings import READINGS
 from circuitseer_assets.method.response_loss import response_losses
 from circuitseer_assets.records import HeadId, Sample, TokenizedText
 from circuitseer_assets.settings import (
@@ -57,6 +63,7 @@ from resources.language_model import LanguageModel
 
 NUM_PROBES = {"tiny": 48, "smollm2": 12}
 FRACTIONS = {"tiny": 0.125, "smollm2": 0.05}
+NUM_FIRST_TOKENS = 8
 NUM_RANDOM_SETS = 40
 PARTS = ("look", "confirm")
 LOOK_Z = 2.0
@@ -65,7 +72,6 @@ MAX_NEW_TOKENS = 96
 MAX_BATCH_TOKENS = ExecutionSettings().max_batch_tokens
 
 Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 
 def main() -> None:
@@ -199,6 +205,7 @@ def choose_head_sets(
     )
     on_probes, relative = _effects(laboratory, texts)
     on_prose, relative_on_prose = _effects(laboratory, prose)
+    on_first_tokens, _ = _effects(laboratory, [_cut(text) for text in texts])
     k = max(1, round(FRACTIONS[name] * len(laboratory.heads)))
 
     def top(values: Floats) -> list[HeadId]:
@@ -208,9 +215,16 @@ def choose_head_sets(
         "delta": top(on_probes),
         "specific": top(relative - relative_on_prose),
         "prose": top(on_prose),
+        "first_tokens": top(on_first_tokens),
         "all": list(laboratory.heads),
     }
     return sets, (on_probes, on_prose)
+
+
+def _cut(text: TokenizedText) -> TokenizedText:
+    """Returns the text with the first tokens of its response alone."""
+    stop = text.response_start + NUM_FIRST_TOKENS
+    return replace(text, input_ids=text.input_ids[:stop])
 
 
 def _effects(laboratory: Laboratory, texts: Sequence[TokenizedText]) -> tuple[Floats, Floats]:
@@ -280,135 +294,105 @@ def _row(heads: Sequence[HeadId], num_layers: int, num_heads: int) -> Floats:
 
 # readings -----------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Text:
-    """A prompt with what readings ask of it: the content's span and which tokens have digits."""
-
-    content: tuple[int, int]
-    question: int
-    has_digit: Bools
-
-
-ByHead = Callable[[Floats, Text], Floats]
-"""Takes one layer's attention, (H, T, T), and the text; returns a number a head."""
-
-
-def mass_on(keys: Callable[[Text, int], Bools], queries: Callable[[Text, int], slice]) -> ByHead:
-    """Returns the reading: the share of these queries' attention that falls on these keys."""
-
-    def read(attention: Floats, text: Text) -> Floats:
-        size = attention.shape[-1]
-        rows = attention[:, queries(text, size)]
-        falls_on = rows[:, :, keys(text, size)].sum(-1)
-        share: Floats = falls_on.mean(-1)
-        return share
-
-    return read
-
-
-def _content(text: Text, size: int) -> Bools:
-    return (np.arange(size) >= text.content[0]) & (np.arange(size) < text.content[1])
-
-
-def _digits(text: Text, size: int) -> Bools:
-    return _content(text, size) & text.has_digit[:size]
-
-
-def _facts(text: Text, size: int) -> Bools:
-    return _content(text, size) & (np.arange(size) < text.question)
-
-
-def sharpness(attention: Floats, text: Text) -> Floats:
-    """Returns the mean divergence of a content query's attention from uniform, in nats."""
-    rows = attention[:, slice(*text.content)]
-    seen = np.arange(*text.content) + 1
-    plogp = np.where(rows > 0, rows * np.log(np.maximum(rows, 1e-30)), 0).sum(-1)
-    divergence: Floats = (plogp + np.log(seen)).mean(-1)
-    return divergence
-
-
-def sharpness_within(attention: Floats, text: Text) -> Floats:
-    """Returns the same within the problem's own tokens, each row renormalised."""
-    start, stop = text.content
-    rows = attention[:, start + 1 : stop, start:stop]
-    rows = rows / np.maximum(rows.sum(-1, keepdims=True), 1e-12)
-    seen = np.arange(2, stop - start + 1)
-    plogp = np.where(rows > 0, rows * np.log(np.maximum(rows, 1e-30)), 0).sum(-1)
-    divergence: Floats = ((plogp + np.log(seen)) / np.log(seen)).mean(-1)
-    return divergence
-
-
-def reach(attention: Floats, text: Text) -> Floats:
-    """Returns the mean logarithmic distance of what content queries attend to in the content."""
-    start, stop = text.content
-    rows = attention[:, start:stop, start:stop]
-    places = np.arange(stop - start)
-    distance = np.log1p(np.maximum(places[:, None] - places[None], 0))
-    total = np.maximum(rows.sum((-1, -2)), 1e-12)
-    mean: Floats = (rows * distance).sum((-1, -2)) / total
-    return mean
-
-
-BY_HEAD: Mapping[str, ByHead] = {
-    "content_mass": mass_on(_content, lambda text, size: slice(*text.content)),
-    "number_mass": mass_on(_digits, lambda text, size: slice(*text.content)),
-    "question_to_facts": mass_on(_facts, lambda text, size: slice(text.question, text.content[1])),
-    "answer_to_content": mass_on(_content, lambda text, size: slice(size - 1, size)),
-    "answer_to_numbers": mass_on(_digits, lambda text, size: slice(size - 1, size)),
-    "sharpness": sharpness,
-    "sharpness_within": sharpness_within,
-    "reach": reach,
+OF_PROFILE = ("attention_variance", "attention_cv2", "attention_lift", "content_cv2")
+# Of each head by itself: the name in the tables, the reading, and whether it is of the content.
+OF_HEADS = {
+    "attention_focus": ("attention_focus", False),
+    "content_focus": ("attention_focus", True),
+    **{name: (name, True) for name, reading in READINGS.items() if reading.marks_of_prompt},
 }
-OF_PROFILE = ("attention_variance", "attention_cv2", "content_cv2")
 
 
 def read_problems_by(
     model: LanguageModel, problems: Sequence[Sample], membership: Floats
 ) -> dict[str, Floats]:
-    """Returns every reading by every set of heads of every problem, (S, N) each."""
-    scores: dict[str, list[Floats]] = {name: [] for name in (*OF_PROFILE, *BY_HEAD)}
+    """Returns every reading by every set of heads of every problem, (S, N) each.
+
+    The readings are the package's own, all heads and all readings in one forward; the profile's
+    spread is taken for every set, as `score_samples` takes it (the test compares the two).
+    """
+    scores: dict[str, list[Floats]] = {name: [] for name in (*OF_PROFILE, *OF_HEADS)}
     for number, sample in enumerate(problems):
-        tokenized = model.tokenize(sample.sample_id, sample.messages)
-        text = mark(model, tokenized)
-        layers = attend(model, tokenized)
-        for name, read in BY_HEAD.items():
-            scores[name].append(membership @ np.concatenate([read(a, text) for a in layers]))
-        received = membership @ np.concatenate([a.mean(1) for a in layers])  # (S, T)
-        start, stop = text.content
-        within = membership @ np.concatenate([a[:, start:stop, start:stop].sum(1) for a in layers])
-        scores["attention_variance"].append(received.var(-1))
-        scores["attention_cv2"].append(received.var(-1) * received.shape[-1] ** 2)
-        within /= within.sum(-1, keepdims=True)
-        scores["content_cv2"].append(within.var(-1) * within.shape[-1] ** 2)
+        text = model.tokenize(sample.sample_id, sample.messages)
+        seen = look_at(model, text)
+        for name in OF_HEADS:
+            scores[name].append(membership @ seen[name])
+        for name, values in _spreads(seen, membership, text.content).items():
+            scores[name].append(values)
         if number % 100 == 99:
             log.info("read %d of %d problems", number + 1, len(problems))
     return {name: np.stack(values, axis=1) for name, values in scores.items()}
 
 
-def mark(model: LanguageModel, tokenized: TokenizedText) -> Text:
-    """Returns where the content lies, where its last sentence starts, and where digits are."""
-    written = [model.tokenizer.decode([token]) for token in tokenized.input_ids]
-    start, stop = tokenized.content
-    ends = [i for i in range(start, stop - 2) if any(mark in written[i] for mark in ".!?")]
-    question = min(ends[-1] + 1, stop - 1) if ends else start + 1
-    digits = np.array([any(letter.isdigit() for letter in token) for token in written])
-    return Text((start, stop), question, digits)
-
-
 @torch.inference_mode()
-def attend(model: LanguageModel, text: TokenizedText) -> list[Floats]:
-    """Returns every layer's attention, (H, T, T) each."""
-    layers: list[Floats] = []
+def look_at(model: LanguageModel, text: TokenizedText) -> dict[str, Floats]:
+    """Returns every reading of each head, (heads,), and what each token receives, (heads, T).
 
-    def keep(call: AttentionCall, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        rows = attention_rows(call, range(call.num_heads), 0, call.num_tokens)[0]
-        layers.append(rows.double().cpu().numpy())
-        return compute()
+    The latter as `received`, by `received_in_content` from the content alone, and as `lift`, with
+    `num_seeing` queries a token.
+    """
+    whole, content = _marks(text, (0, len(text.input_ids))), _marks(text, text.content)
+    found: dict[str, list[torch.Tensor]] = defaultdict(list)
 
-    with intercept_attention(model.model, keep):
+    def look(call: AttentionCall, attend: Attend) -> torch.Tensor:
+        heads = range(call.num_heads)
+        for name, (reading, is_of_content) in OF_HEADS.items():
+            marks = content if is_of_content else whole
+            found[name].append(READINGS[reading].load()(call, heads, marks)[0])
+        found["received"].append(received_attention(call, heads, whole.queries)[0])
+        found["received_in_content"].append(received_attention(call, heads, content.queries)[0])
+        seen = whole.queries * call.num_visible()
+        found["lift"].append(received_attention(call, heads, seen, without_self=True)[0])
+        found["num_seeing"].append(num_queries_seeing(call, whole.queries).expand(len(heads), -1))
+        return attend()
+
+    with intercept_attention(model.model, look):
         decoder_of(model.model)(input_ids=torch.tensor([text.input_ids]), use_cache=False)
-    return layers
+    return {name: torch.cat(values).double().cpu().numpy() for name, values in found.items()}
+
+
+def _marks(text: TokenizedText, span: tuple[int, int]) -> Marks:
+    size, (start, stop) = len(text.input_ids), text.content
+    question = start if text.question_start is None else text.question_start
+
+    def mark(first: int, end: int) -> torch.Tensor:
+        marks = torch.zeros(1, size)
+        marks[0, first:end] = 1.0
+        return marks
+
+    numbers = torch.zeros(1, size)
+    numbers[0, list(text.numbers)] = 1.0
+    return Marks(
+        queries=mark(*span),
+        keys=mark(*span),
+        content=mark(start, stop),
+        numbers=numbers,
+        question=mark(question, stop),
+        facts=mark(start, question),
+        last=mark(size - 1, size),
+    )
+
+
+def _spreads(
+    seen: Mapping[str, Floats], membership: Floats, content: tuple[int, int]
+) -> dict[str, Floats]:
+    """Returns the readings of the profile, (S,) each."""
+    profile = membership @ seen["received"]
+    profile = profile / profile.shape[-1]
+    within = membership @ seen["received_in_content"][:, slice(*content)]
+    within = within / within.sum(-1, keepdims=True)
+    counts = membership @ seen["num_seeing"]
+    is_seen = (counts > 0).all(0)  # nobody else sees the last token
+    counts = counts[:, is_seen]
+    lift = (membership @ seen["lift"])[:, is_seen] / counts
+    weights = counts / counts.sum(-1, keepdims=True)
+    mean = (weights * lift).sum(-1, keepdims=True)
+    return {
+        "attention_variance": profile.var(-1),
+        "attention_cv2": profile.var(-1) * profile.shape[-1] ** 2,
+        "content_cv2": within.var(-1) * within.shape[-1] ** 2,
+        "attention_lift": (weights * (lift - mean) ** 2).sum(-1),
+    }
 
 
 # correlations -------------------------------------------------------------------------------------
@@ -517,6 +501,7 @@ SETS = {
     "delta": "Heads that cost most on the probes",
     "specific": "Heads that cost more on the probes than on prose",
     "prose": "Heads that cost most on prose",
+    "first_tokens": "Heads that cost most on the first tokens of the probes' responses",
     "all": "All heads",
 }
 

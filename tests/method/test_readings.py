@@ -108,9 +108,9 @@ def test_the_question_is_the_last_sentence(problem: str, question: str) -> None:
     assert text[start:stop] == question
 
 
-def test_a_tokenizer_tells_numbers_and_question() -> None:
+def test_a_tokenizer_tells_numbers_and_question(tmp_path) -> None:
     model = load_language_model(
-        LocalModel(source="local", path=str(PROJECT_ROOT / "models/tiny")), cache=PROJECT_ROOT
+        LocalModel(source="local", path=str(PROJECT_ROOT / "models/tiny")), cache=tmp_path
     )
     problem = "Ann has 12 pears. She eats 3. How many are left?"
     text = model.tokenize("s", [Message("user", problem)], "12 - 3 = 9")

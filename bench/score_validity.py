@@ -21,7 +21,6 @@ import argparse
 import json
 import re
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,25 +28,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import stats
 
+from bench.attention_readings import Floats, read_problems_by
 from bench.measure import log, print_result, start_logging
 from bench.models import MODELS, load_model, preset_settings
-from circuitseer_assets.method.attention import (
-    Attend,
-    AttentionCall,
-    decoder_of,
-    intercept_attention,
-    num_queries_seeing,
-    received_attention,
-)
 from circuitseer_assets.method.composition import count_steps
 from circuitseer_assets.method.corpus import curate_rows
 from circuitseer_assets.method.head_effects import Laboratory, Progress, make_laboratory
-from circuitseer_assets.method.head_readings import Marks
 from circuitseer_assets.method.head_sets import draw_other_heads
-from circuitseer_assets.method.readings import READINGS
 from circuitseer_assets.method.response_loss import response_losses
 from circuitseer_assets.records import HeadId, Sample, TokenizedText
 from circuitseer_assets.settings import (
@@ -70,8 +59,6 @@ LOOK_Z = 2.0
 LEVEL = 0.05
 MAX_NEW_TOKENS = 96
 MAX_BATCH_TOKENS = ExecutionSettings().max_batch_tokens
-
-Floats = NDArray[np.float64]
 
 
 def main() -> None:
@@ -290,109 +277,6 @@ def _row(heads: Sequence[HeadId], num_layers: int, num_heads: int) -> Floats:
     row = np.zeros(num_layers * num_heads)
     row[[head.layer * num_heads + head.head for head in heads]] = 1 / len(heads)
     return row
-
-
-# readings -----------------------------------------------------------------------------------------
-
-OF_PROFILE = ("attention_variance", "attention_cv2", "attention_lift", "content_cv2")
-# Of each head by itself: the name in the tables, the reading, and whether it is of the content.
-OF_HEADS = {
-    "attention_focus": ("attention_focus", False),
-    "content_focus": ("attention_focus", True),
-    **{name: (name, True) for name, reading in READINGS.items() if reading.marks_of_prompt},
-}
-
-
-def read_problems_by(
-    model: LanguageModel, problems: Sequence[Sample], membership: Floats
-) -> dict[str, Floats]:
-    """Returns every reading by every set of heads of every problem, (S, N) each.
-
-    The readings are the package's own, all heads and all readings in one forward; the profile's
-    spread is taken for every set, as `score_samples` takes it (the test compares the two).
-    """
-    scores: dict[str, list[Floats]] = {name: [] for name in (*OF_PROFILE, *OF_HEADS)}
-    for number, sample in enumerate(problems):
-        text = model.tokenize(sample.sample_id, sample.messages)
-        seen = look_at(model, text)
-        for name in OF_HEADS:
-            scores[name].append(membership @ seen[name])
-        for name, values in _spreads(seen, membership, text.content).items():
-            scores[name].append(values)
-        if number % 100 == 99:
-            log.info("read %d of %d problems", number + 1, len(problems))
-    return {name: np.stack(values, axis=1) for name, values in scores.items()}
-
-
-@torch.inference_mode()
-def look_at(model: LanguageModel, text: TokenizedText) -> dict[str, Floats]:
-    """Returns every reading of each head, (heads,), and what each token receives, (heads, T).
-
-    The latter as `received`, by `received_in_content` from the content alone, and as `lift`, with
-    `num_seeing` queries a token.
-    """
-    whole, content = _marks(text, (0, len(text.input_ids))), _marks(text, text.content)
-    found: dict[str, list[torch.Tensor]] = defaultdict(list)
-
-    def look(call: AttentionCall, attend: Attend) -> torch.Tensor:
-        heads = range(call.num_heads)
-        for name, (reading, is_of_content) in OF_HEADS.items():
-            marks = content if is_of_content else whole
-            found[name].append(READINGS[reading].load()(call, heads, marks)[0])
-        found["received"].append(received_attention(call, heads, whole.queries)[0])
-        found["received_in_content"].append(received_attention(call, heads, content.queries)[0])
-        seen = whole.queries * call.num_visible()
-        found["lift"].append(received_attention(call, heads, seen, without_self=True)[0])
-        found["num_seeing"].append(num_queries_seeing(call, whole.queries).expand(len(heads), -1))
-        return attend()
-
-    with intercept_attention(model.model, look):
-        decoder_of(model.model)(input_ids=torch.tensor([text.input_ids]), use_cache=False)
-    return {name: torch.cat(values).double().cpu().numpy() for name, values in found.items()}
-
-
-def _marks(text: TokenizedText, span: tuple[int, int]) -> Marks:
-    size, (start, stop) = len(text.input_ids), text.content
-    question = start if text.question_start is None else text.question_start
-
-    def mark(first: int, end: int) -> torch.Tensor:
-        marks = torch.zeros(1, size)
-        marks[0, first:end] = 1.0
-        return marks
-
-    numbers = torch.zeros(1, size)
-    numbers[0, list(text.numbers)] = 1.0
-    return Marks(
-        queries=mark(*span),
-        keys=mark(*span),
-        content=mark(start, stop),
-        numbers=numbers,
-        question=mark(question, stop),
-        facts=mark(start, question),
-        last=mark(size - 1, size),
-    )
-
-
-def _spreads(
-    seen: Mapping[str, Floats], membership: Floats, content: tuple[int, int]
-) -> dict[str, Floats]:
-    """Returns the readings of the profile, (S,) each."""
-    profile = membership @ seen["received"]
-    profile = profile / profile.shape[-1]
-    within = membership @ seen["received_in_content"][:, slice(*content)]
-    within = within / within.sum(-1, keepdims=True)
-    counts = membership @ seen["num_seeing"]
-    is_seen = (counts > 0).all(0)  # nobody else sees the last token
-    counts = counts[:, is_seen]
-    lift = (membership @ seen["lift"])[:, is_seen] / counts
-    weights = counts / counts.sum(-1, keepdims=True)
-    mean = (weights * lift).sum(-1, keepdims=True)
-    return {
-        "attention_variance": profile.var(-1),
-        "attention_cv2": profile.var(-1) * profile.shape[-1] ** 2,
-        "content_cv2": within.var(-1) * within.shape[-1] ** 2,
-        "attention_lift": (weights * (lift - mean) ** 2).sum(-1),
-    }
 
 
 # correlations -------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from bench.attention_readings import OF_HEADS, OF_PROFILE, read_problems_by
 from bench.models import load_model
-from bench.score_validity import OF_HEADS, OF_PROFILE, list_sets, read_problems_by, unique_sets
+from bench.score_validity import list_sets, unique_sets
 from circuitseer_assets.method.corpus import sample_from_texts
 from circuitseer_assets.method.sample_scores import score_samples
 from circuitseer_assets.method.word_problems import generate_problems

@@ -3,8 +3,9 @@
 All are reduced block by block: memory grows with T.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from circuitseer_assets.method.attention import (
     mean_look_back,
     received_attention,
 )
+from circuitseer_assets.records import TokenizedText
+
+Span: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,44 @@ class Marks:
     question: Tensor
     facts: Tensor
     last: Tensor
+
+    def to(self, device: torch.device) -> "Marks":
+        """Returns the same marks on another device."""
+        return Marks(*(getattr(self, mark.name).to(device) for mark in fields(self)))
+
+
+def mark_texts(
+    texts: Sequence[TokenizedText],
+    lengths: Sequence[int],
+    *,
+    queries: Sequence[Span],
+    keys: Sequence[Span],
+) -> Marks:
+    """Returns where in each text lies what a reading looks at, nothing beyond what is read of it.
+
+    Args:
+        texts: the batch; T is the longest of what is read.
+        lengths: how many of its tokens are read of each text.
+        queries, keys: the half-open spans that the settings name.
+    """
+
+    def mark(spans: Iterable[Iterable[int]]) -> Tensor:
+        marks = torch.zeros(len(texts), max(lengths))
+        for row, (places, length) in enumerate(zip(spans, lengths, strict=True)):
+            marks[row, [i for i in places if i < length]] = 1.0
+        return marks
+
+    content = [text.content for text in texts]
+    asked = [t.content[0] if t.question_start is None else t.question_start for t in texts]
+    return Marks(
+        queries=mark(range(*span) for span in queries),
+        keys=mark(range(*span) for span in keys),
+        content=mark(range(*span) for span in content),
+        numbers=mark(text.numbers for text in texts),
+        question=mark(range(at, stop) for at, (_, stop) in zip(asked, content, strict=True)),
+        facts=mark(range(start, at) for at, (start, _) in zip(asked, content, strict=True)),
+        last=mark([length - 1] for length in lengths),
+    )
 
 
 def read_focus(call: AttentionCall, heads: Sequence[int], marks: Marks) -> Tensor:

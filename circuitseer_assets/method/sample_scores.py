@@ -29,7 +29,7 @@ from circuitseer_assets.method.attention import (
     received_attention,
 )
 from circuitseer_assets.method.batches import WINDOW_SAMPLES, batch_by_length, padded_ids
-from circuitseer_assets.method.head_readings import Marks
+from circuitseer_assets.method.head_readings import mark_texts
 from circuitseer_assets.method.reader import Reader
 from circuitseer_assets.method.readings import find_reading
 from circuitseer_assets.records import (
@@ -178,47 +178,23 @@ def _score_batch(
     heads: Sequence[HeadId],
     settings: ScoringSettings,
 ) -> Iterator[SampleScore | UnscoredSample]:
+    marks = mark_texts(
+        [one.text for one in batch],
+        [len(one.input_ids) for one in batch],
+        queries=[one.queries for one in batch],
+        keys=[one.keys for one in batch],
+    ).to(model.device)
     reading = find_reading(settings)
     if reading.of_heads:
-        read, marks = reading.load(), mark_texts(batch, model.device)
+        read = reading.load()
         of_heads = _read(model, batch, heads, lambda call, here: read(call, here, marks))
         for text, values in zip(batch, of_heads, strict=True):
             yield _finish(text, values.mean(), text.keys[1] - text.keys[0])
         return
-    queries = _mark([text.queries for text in batch], batch).to(model.device)
-    received = _read(model, batch, heads, _received_by(queries, settings))
+    received = _read(model, batch, heads, _received_by(marks.queries, settings))
     for text, values in zip(batch, received, strict=True):
         attention, num_queries = values[..., slice(*text.keys)].unbind(1)
         yield _score_one(text, attention, num_queries, settings)
-
-
-def mark_texts(batch: Sequence[_ToRead], device: torch.device) -> Marks:
-    """Returns where in each text lies what a reading looks at."""
-    texts = [one.text for one in batch]
-    starts = [t.content[0] if t.question_start is None else t.question_start for t in texts]
-    numbers = torch.zeros(padded_ids(batch).shape)
-    for row, (one, text) in enumerate(zip(batch, texts, strict=True)):
-        numbers[row, [i for i in text.numbers if i < len(one.input_ids)]] = 1.0
-    ends = [len(one.input_ids) for one in batch]
-    questions = [(start, text.content[1]) for start, text in zip(starts, texts, strict=True)]
-    facts = [(text.content[0], start) for start, text in zip(starts, texts, strict=True)]
-    return Marks(
-        queries=_mark([one.queries for one in batch], batch).to(device),
-        keys=_mark([one.keys for one in batch], batch).to(device),
-        content=_mark([text.content for text in texts], batch).to(device),
-        numbers=numbers.to(device),
-        question=_mark(questions, batch).to(device),
-        facts=_mark(facts, batch).to(device),
-        last=_mark([(end - 1, end) for end in ends], batch).to(device),
-    )
-
-
-def _mark(spans: Sequence[tuple[int, int]], batch: Sequence[_ToRead]) -> Tensor:
-    """Returns 1 within each text's span and 0 elsewhere, padding included, (B, T)."""
-    marks = torch.zeros(padded_ids(batch).shape)
-    for row, (one, (start, stop)) in enumerate(zip(batch, spans, strict=True)):
-        marks[row, start : min(stop, len(one.input_ids))] = 1.0
-    return marks
 
 
 def _received_by(queries: Tensor, settings: ScoringSettings) -> Look:

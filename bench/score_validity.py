@@ -85,6 +85,7 @@ def measure(name: str, corpus: Path | None, num_problems: int) -> dict[str, Any]
     model = load_model(name)
     samples = read_problems(name, corpus, num_problems + NUM_PROBES[name])
     probes, problems = samples[: NUM_PROBES[name]], samples[NUM_PROBES[name] :]
+    problems = [problem for problem in problems if is_readable(model, problem)]
     sets, effects = choose_head_sets(name, model, probes)
     targets = describe_problems(model, problems, answers=name == "tiny")
     # Two ways to choose may give one set: it is measured, and counted, once.
@@ -131,6 +132,12 @@ def read_problems(name: str, corpus: Path | None, count: int) -> list[Sample]:
         if len(found) == count:
             break
     return list(found.values())
+
+
+def is_readable(model: LanguageModel, problem: Sample) -> bool:
+    """Returns whether every reading has something to look at: a number, and more than a question."""
+    text = model.tokenize(problem.sample_id, problem.messages)
+    return bool(text.numbers) and text.question_start != text.content[0]
 
 
 def describe_problems(

@@ -56,3 +56,21 @@ def test_every_scorer_selects_its_highest_scores(corpus: Corpus, tmp_path: Path)
     select(corpus, scorer="diversity")
     assert corpus.tokenised == []
     assert corpus.scores() == before
+
+
+def test_a_scorer_is_known_by_the_heads_it_reads(corpus: Corpus) -> None:
+    first = select(corpus)
+    ranked = set(first.of("head_ranking", "reasoning_heads"))
+    assert set(first.of("sample_scores", "heads_read")) == ranked
+    ids = {first.of("sample_scores", "scorer_id")}
+    drawn = []
+    for seed in (0, 1):
+        run = select(corpus, heads="random", seed=seed)
+        drawn.append(set(run.of("sample_scores", "heads_read")))
+        assert len(drawn[-1]) == len(ranked)
+        assert not drawn[-1] & ranked
+        ids.add(run.of("sample_scores", "scorer_id"))
+    assert drawn[0] != drawn[1]
+    every = select(corpus, heads="all")
+    assert ranked | drawn[0] | drawn[1] <= set(every.of("sample_scores", "heads_read"))
+    assert len(ids | {every.of("sample_scores", "scorer_id")}) == 4

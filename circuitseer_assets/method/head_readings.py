@@ -117,7 +117,11 @@ def read_look_back(call: AttentionCall, heads: Sequence[int], marks: Marks) -> T
 
 
 def _mass(call: AttentionCall, heads: Sequence[int], queries: Tensor, keys: Tensor) -> Tensor:
-    """Returns the mean over queries of their attention on the keys; NaN without a query."""
+    """Returns the mean over queries of their attention on the keys; NaN without either of them.
+
+    A problem of one sentence gives no facts to look back at: that is no attention of 0.
+    """
     received = received_attention(call, heads, queries)  # (B, h, T)
     num_queries = queries.sum(-1, dtype=torch.float64)[:, None]
-    return (received * keys[:, None]).sum(-1) / num_queries
+    mass = (received * keys[:, None]).sum(-1) / num_queries
+    return mass.where(keys.any(-1)[:, None], torch.nan)

@@ -5,14 +5,26 @@ import math
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from circuitseer_assets.errors import SettingsError
 from circuitseer_assets.method.chat_text import question_span
 from circuitseer_assets.method.readings import READINGS, find_reading
 from circuitseer_assets.method.sample_scores import score_samples
-from circuitseer_assets.records import HeadId, Message, TokenizedText
+from circuitseer_assets.records import (
+    HeadId,
+    Message,
+    SampleScore,
+    TokenizedText,
+    UnscoredSample,
+)
 from circuitseer_assets.settings import PROJECT_ROOT, LocalModel, ScoringSettings
-from resources.language_model import load_language_model
+from resources.language_model import LanguageModel, load_language_model
 
 from .conftest import CONFIGS, make_model, make_text
 
@@ -86,6 +98,27 @@ def test_blocks_of_rows_give_what_one_block_gives(reading, llama, monkeypatch) -
     assert score() == pytest.approx(whole, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("reading", "numbers", "question_start"),
+    [("question_to_facts", (3,), 1), ("number_mass", (), 9), ("answer_to_numbers", (), 9)],
+)
+def test_a_prompt_without_what_a_reading_looks_at_has_no_score(
+    llama, reading: str, numbers: tuple[int, ...], question_start: int
+) -> None:
+    """Beside one that has it, in the same batch: of one sentence, or without a digit."""
+    whole = marked_text("b", 20)
+    lacking = TokenizedText("a", whole.input_ids, (1, 19), 20, numbers, question_start)
+    settings = ScoringSettings(reading=reading)
+    scored = score_samples(
+        llama, [lacking, whole], heads=HEAD_SET, settings=settings, max_batch_tokens=1000
+    )
+    results = {result.sample_id: result for result in scored}
+    assert isinstance(results["b"], SampleScore)
+    assert results["a"] == UnscoredSample(
+        "a", "no_attention_mass", "no attention on the 18 usable tokens"
+    )
+
+
 def test_an_unknown_reading_and_one_of_the_prompt_on_a_response_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"scoring\.reading must be one of attention_variance"):
         find_reading(ScoringSettings(reading="attention"))
@@ -118,3 +151,24 @@ def test_a_tokenizer_tells_numbers_and_question(tmp_path) -> None:
     assert "".join(written[i] for i in text.numbers) == "123"
     assert text.question_start is not None
     assert "".join(written[text.question_start : text.content[1]]).strip() == "How many are left?"
+
+
+def test_tokens_of_several_characters_are_marked_whole(tmp_path) -> None:
+    """Merged pairs of bytes: a token with a digit counts, the one the question begins in as well."""
+    problem = "Ann has 120 pears. She eats 3,5 of them. How many are left?"
+    bpe = Tokenizer(BPE())
+    bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    bpe.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(vocab_size=300, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    bpe.train_from_iterator([problem] * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe)
+    model = LanguageModel(None, tokenizer, None, 1024, "Read: {prompt}\nAnswer 9:")
+    text = model.tokenize("s", [Message("user", problem)])
+
+    written = [tokenizer.decode([token]) for token in text.input_ids]
+    start, stop = text.content
+    assert len(text.input_ids) < len(problem)
+    assert " 120" in written, "the trained merges make a token of several digits"
+    with_digits = [i for i in range(start, stop) if any(c.isdigit() for c in written[i])]
+    assert list(text.numbers) == with_digits
+    assert "".join(written[text.question_start : stop]).strip() == "How many are left?"

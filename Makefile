@@ -58,9 +58,9 @@ test: $(READY)  ## the tests, without the long ones
 	$(PYTEST) -m "not long"
 
 test-long: $(READY)  ## the tests that take minutes
-	$(PYTEST) -m long
+	$(PYTEST) -m long --durations 15
 
-check: lint types contracts sql dbt test  ## everything that must hold before a commit
+check: lint types sql test  ## everything that must hold before a commit
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -135,7 +135,7 @@ def read_problems(name: str, corpus: Path | None, count: int) -> list[Sample]:
 
 
 def is_readable(model: LanguageModel, problem: Sample) -> bool:
-    """Returns whether every reading has something to look at: a number, and more than a question."""
+    """Returns whether every reading has something to look at: a number, and a sentence before."""
     text = model.tokenize(problem.sample_id, problem.messages)
     return bool(text.numbers) and text.question_start != text.content[0]
 

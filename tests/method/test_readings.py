@@ -153,8 +153,8 @@ def test_a_tokenizer_tells_numbers_and_question(tmp_path) -> None:
     assert "".join(written[text.question_start : text.content[1]]).strip() == "How many are left?"
 
 
-def test_tokens_of_several_characters_are_marked_whole(tmp_path) -> None:
-    """Merged pairs of bytes: a token with a digit counts, the one the question begins in as well."""
+def test_tokens_of_several_characters_are_marked_whole() -> None:
+    """Merged pairs of bytes: a token with a digit counts, and the one the question begins in."""
     problem = "Ann has 120 pears. She eats 3,5 of them. How many are left?"
     bpe = Tokenizer(BPE())
     bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)

@@ -99,7 +99,7 @@ def fixture_artifacts() -> Iterator[tuple[Artifact, dict[str, pa.Table]]]:
         ("evaluation-1", ["checkpoint-1", "evaluation-0"], {"evaluation": {}}, outcome_rows(1)),
         ("study_cell-1", ["checkpoint-1", "evaluation-1"], {}, cell_rows("1", 0, 0.5)),
         ("study_cell-2", ["checkpoint-1", "evaluation-1"], {}, cell_rows("2", 1, 0.7)),
-        ("study_results-1", ["study_cell-1", "study_cell-2"], {}, comparison_rows()),
+        ("study_results-1", ["study_cell-1", "study_cell-2"], LEFT_OUT, comparison_rows()),
     ]
     for hour, (artifact_id, parents, settings, rows) in enumerate(made):
         yield (
@@ -124,6 +124,8 @@ SCORING = {
     "scorer_id": "scorer-1",
     **MODEL,
 }
+
+LEFT_OUT = {"left_out": {"quality": 'it can\'t be asked: "yes" is no token'}}
 
 Rows = dict[str, list[dict[str, Any]]]
 

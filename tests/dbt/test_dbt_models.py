@@ -293,7 +293,7 @@ def test_every_source_is_the_asset_that_writes_it(full_build) -> None:
 
 
 def test_study_results_are_means_over_a_methods_seeds(full_build) -> None:
-    (row,) = full_build.rows("from study_results")
+    (row,) = full_build.rows("from study_results where left_out_because is null")
     assert (row["study_id"], row["method"], row["num_seeds"]) == (
         "study_results-1",
         "circuitseer",
@@ -304,6 +304,14 @@ def test_study_results_are_means_over_a_methods_seeds(full_build) -> None:
     assert row["held_out_loss_nats"] is None
     assert row["effective_share_of_pool"] == 0.75
     assert row["training_s"] == 1.5
+
+
+def test_a_method_left_out_of_a_study_has_a_row_with_its_reason(full_build) -> None:
+    (row,) = full_build.rows("from study_results where left_out_because is not null")
+    assert (row["study_id"], row["method"], row["num_seeds"]) == ("study_results-1", "quality", 0)
+    assert row["left_out_because"] == 'it can\'t be asked: "yes" is no token'
+    assert row["pass_at_1"] is None
+    assert row["created_at"] is not None
 
 
 def test_study_significance_tells_hypotheses_from_explorations(full_build) -> None:

@@ -6,6 +6,17 @@ with cells as (
     inner join {{ ref('stg_study_cells') }} as cells
         on lineage.ancestor_id = cells.study_cell_id
     where lineage.stage = 'study_results'
+),
+
+left_out as (
+    select
+        artifact_id as study_id,
+        created_at,
+        unnest(
+            map_entries(cast(json_extract(settings, '$.left_out') as map (varchar, varchar)))
+        ) as method
+    from {{ ref('stg_artifacts') }}
+    where stage = 'study_results'
 )
 
 select
@@ -22,8 +33,17 @@ select
     avg(cells.training_s) as training_s,
     avg(cells.effective_pool_size / cells.num_pool) as effective_share_of_pool,
     avg(cells.score_tilt_sd) as score_tilt_sd,
-    max(artifacts.created_at) as created_at
+    max(artifacts.created_at) as created_at,
+    cast(null as varchar) as left_out_because
 from cells
 inner join {{ ref('stg_artifacts') }} as artifacts
     on cells.study_id = artifacts.artifact_id
 group by cells.study_id, cells.method
+union all by name
+select
+    study_id,
+    method.key as method,
+    0 as num_seeds,
+    created_at,
+    method.value as left_out_because
+from left_out

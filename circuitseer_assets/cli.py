@@ -142,18 +142,42 @@ def export(
 
 @app.command()
 def lineage(
-    artifact: Annotated[str, typer.Argument(help="Any artifact's id, or `latest`.")] = "latest",
+    artifact: Annotated[
+        str,
+        typer.Argument(help="Any artifact's id, an MLflow model's URI (models:/...), or `latest`."),
+    ] = "latest",
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
     preset: Preset = None,
 ) -> None:
-    """Show everything an artifact was made from."""
-    from circuitseer_assets.method.audit import format_lineage, lineage_as_json, trace_lineage
+    """Show everything an artifact was made from, and everything made from it."""
+    from circuitseer_assets.method.audit import format_lineage, lineage_as_json
+    from jobs.lineage import read_lineage
     from resources.home import Home
 
     home = Home.prepared(home_of(preset))
-    artifact_id = _latest_id(home, "audit") if artifact == "latest" else artifact
-    traced = trace_lineage(artifact_id, home.warehouse.find_artifact)
+    traced = read_lineage(home, _latest_id(home, "audit") if artifact == "latest" else artifact)
     print(json.dumps(lineage_as_json(traced), indent=1) if as_json else format_lineage(traced))
+
+
+@app.command()
+def release(
+    name: Annotated[str, typer.Argument(help="The registered model's name in MLflow.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's id, or `latest`.")] = "latest",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    preset: Preset = None,
+) -> None:
+    """Register a checkpoint in MLflow under a name; its description is its lineage."""
+    from jobs.release import release_checkpoint
+    from resources.home import Home
+
+    home = Home.prepared(home_of(preset))
+    checkpoint_id = _latest_id(home, "checkpoint") if checkpoint == "latest" else checkpoint
+    uri = release_checkpoint(home, checkpoint_id, name)
+    if as_json:
+        print(json.dumps({"model_uri": uri, "checkpoint_id": checkpoint_id}))
+        return
+    console.print(f"released {checkpoint_id}; `circuitseer lineage {uri}` leads back from")
+    print(uri)
 
 
 def _latest_id(home: "Home", asset: str) -> str:

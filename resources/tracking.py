@@ -60,8 +60,8 @@ class Tracking:
         Raises:
             TrackingError: the store cannot be reached.
         """
-        with self._reaching("start a run"):
-            client = self._client()
+        with self.reaching("start a run"):
+            client = self.client()
             experiment_id = self._experiment_id(client)
             kept = {key: str(value) for key, value in (tags or {}).items() if value is not None}
             run_id = client.create_run(experiment_id, run_name=name, tags=kept).info.run_id
@@ -71,7 +71,7 @@ class Tracking:
             yield tracked
             status = "FINISHED"
         finally:
-            with self._reaching("end a run"):
+            with self.reaching("end a run"):
                 client.set_terminated(run_id, status=status)
 
     def run_url(self, run_id: str, ui_base: str = UI_BASE) -> str:
@@ -80,8 +80,8 @@ class Tracking:
         Raises:
             TrackingError: there is no such run, or the store cannot be reached.
         """
-        with self._reaching(f"look up run {run_id}"):
-            experiment_id = self._client().get_run(run_id).info.experiment_id
+        with self.reaching(f"look up run {run_id}"):
+            experiment_id = self.client().get_run(run_id).info.experiment_id
         return self._page(experiment_id, run_id, ui_base)
 
     def has_model(self, model_uri: str) -> bool:
@@ -103,7 +103,7 @@ class Tracking:
             ArtifactError: the URI leads to no model, or its files are gone.
             TrackingError: the store cannot be reached.
         """
-        with self._reaching(f"fetch {model_uri}"), _tracking_uri(self.uri):
+        with self.reaching(f"fetch {model_uri}"), as_tracking_uri(self.uri):
             import mlflow.artifacts
             from mlflow.exceptions import MlflowException
 
@@ -121,7 +121,8 @@ class Tracking:
             )
         return folder
 
-    def _client(self) -> "MlflowClient":
+    def client(self) -> "MlflowClient":
+        """Returns MLflow's client of the store; to be used within `reaching`."""
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri)
@@ -139,7 +140,12 @@ class Tracking:
         return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
 
     @contextmanager
-    def _reaching(self, purpose: str) -> Iterator[None]:
+    def reaching(self, purpose: str) -> Iterator[None]:
+        """Turns what MLflow refuses into one sentence that names the store and the purpose.
+
+        Raises:
+            TrackingError: MLflow refused, or cannot be reached.
+        """
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from mlflow.exceptions import MlflowException
@@ -171,8 +177,8 @@ class TrackedRun:
         from mlflow.entities import Param
 
         flat = [Param(key, value[:_MAX_PARAM_LENGTH]) for key, value in _flatten(params)]
-        with self.tracking._reaching("log parameters"):
-            client = self.tracking._client()
+        with self.tracking.reaching("log parameters"):
+            client = self.tracking.client()
             for begin in range(0, len(flat), _MAX_PARAMS):
                 client.log_batch(self.run_id, params=flat[begin : begin + _MAX_PARAMS])
 
@@ -186,8 +192,8 @@ class TrackedRun:
             for name, value in metrics.items()
             if math.isfinite(value)
         ]
-        with self.tracking._reaching("log metrics"):
-            self.tracking._client().log_batch(self.run_id, metrics=batch)
+        with self.tracking.reaching("log metrics"):
+            self.tracking.client().log_batch(self.run_id, metrics=batch)
 
     def log_training_set(self, path: Path, *, subset_id: str, data_version: str) -> None:
         """Records the Parquet file at `path` as what the run was trained on."""
@@ -202,8 +208,8 @@ class TrackedRun:
             profile=json.dumps({"num_rows": pq.read_metadata(path).num_rows}),
         )
         context = InputTag(key="mlflow.data.context", value="training")
-        with self.tracking._reaching("log the training set"):
-            self.tracking._client().log_inputs(
+        with self.tracking.reaching("log the training set"):
+            self.tracking.client().log_inputs(
                 self.run_id, datasets=[DatasetInput(dataset, tags=[context])]
             )
 
@@ -218,15 +224,15 @@ class TrackedRun:
         """
         kept = {key: str(value) for key, value in (tags or {}).items() if value is not None}
         with (
-            self.tracking._reaching("log a checkpoint"),
-            _tracking_uri(self.tracking.uri),
+            self.tracking.reaching("log a checkpoint"),
+            as_tracking_uri(self.tracking.uri),
             _quiet("mlflow.transformers"),
             _pipeline_classes(),
         ):
             import mlflow.transformers
 
             # Made here, with its experiment: MLflow would put it into its default one.
-            model = self.tracking._client().create_logged_model(
+            model = self.tracking.client().create_logged_model(
                 self.experiment_id, name="checkpoint", source_run_id=self.run_id, tags=kept
             )
             info = mlflow.transformers.log_model(
@@ -243,7 +249,7 @@ class TrackedRun:
 
 
 @contextmanager
-def _tracking_uri(uri: str) -> Iterator[None]:
+def as_tracking_uri(uri: str) -> Iterator[None]:
     """Sets MLflow's global tracking URI for as long as a function needs it that takes no URI."""
     import mlflow
 

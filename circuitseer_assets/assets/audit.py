@@ -1,6 +1,7 @@
 """Stage audit: everything the evaluation's figures were made from, in one place."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import dagster as dg
 
 from circuitseer_assets.assets.stage import Made, Materialised, StageRun
 from circuitseer_assets.method.audit import Lineage, format_lineage, lineage_as_json, trace_lineage
+from circuitseer_assets.records import Artifact
 from resources.home import Home
+from resources.lineage_facts import read_facts
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 
 
 @dg.asset(
@@ -35,11 +38,14 @@ def make_audit(run: StageRun) -> Materialised:
         "audit",
         {},
         [evaluation],
-        lambda folder: _write(
-            trace_lineage(evaluation.artifact_id, run.home.warehouse.find_artifact), folder
-        ),
+        lambda folder: _write(_trace(run.home, evaluation), folder),
         code_version=CODE_VERSION,
     )
+
+
+def _trace(home: Home, evaluation: Artifact) -> Lineage:
+    lineage = trace_lineage(evaluation.artifact_id, home.warehouse.find_artifact)
+    return replace(lineage, facts=read_facts(home.warehouse, lineage.artifacts))
 
 
 def _write(lineage: Lineage, folder: Path) -> Made:

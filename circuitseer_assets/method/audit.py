@@ -4,8 +4,8 @@ An artifact names its parents; following them gives the whole chain down to the 
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from circuitseer_assets.errors import ArtifactError
@@ -23,10 +23,15 @@ class Lineage:
     Attributes:
         artifacts: the artifact asked for first, then every other one once, nearest first.
         missing: ids that are named as parents, and of which nothing is recorded.
+        descendants: everything made from it, directly and through others.
+        facts: what is worth knowing of an artifact besides its settings, such as a ranking's heads,
+            by its id.
     """
 
     artifacts: tuple[Artifact, ...]
     missing: tuple[str, ...] = ()
+    descendants: tuple[Artifact, ...] = ()
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def artifact_id(self) -> str:
@@ -70,15 +75,17 @@ def lineage_as_json(lineage: Lineage) -> dict[str, Any]:
     """Returns the lineage as plain JSON values, times in ISO 8601."""
     return {
         "artifact_id": lineage.artifact_id,
-        "artifacts": [_artifact_as_json(artifact) for artifact in lineage.artifacts],
+        "artifacts": [_artifact_as_json(artifact, lineage.facts) for artifact in lineage.artifacts],
         "missing": list(lineage.missing),
+        "descendants": [_artifact_as_json(one, lineage.facts) for one in lineage.descendants],
     }
 
 
 def format_lineage(lineage: Lineage) -> str:
     """Returns the lineage as a tree of text, each artifact above what it was made from.
 
-    An artifact that was used more than once is written out once, then only named.
+    An artifact that was used more than once is written out once, then only named. Below the tree
+    stands what was made from it.
     """
     by_id = {artifact.artifact_id: artifact for artifact in lineage.artifacts}
     lines: list[str] = []
@@ -95,35 +102,48 @@ def format_lineage(lineage: Lineage) -> str:
         written.add(artifact_id)
         lines.append(first_indent + artifact_id)
         rail = _BAR if artifact.parents else _BLANK
-        lines.extend(f"{indent}{rail}{detail}" for detail in _details(artifact))
+        facts = lineage.facts.get(artifact_id, {})
+        lines.extend(f"{indent}{rail}{detail}" for detail in _details(artifact, facts))
         for i, parent in enumerate(artifact.parents):
             is_last = i == len(artifact.parents) - 1
             branch, continued = (_LAST_BRANCH, _BLANK) if is_last else (_BRANCH, _BAR)
             write(parent, indent + branch, indent + continued)
 
     write(lineage.artifact_id, "", "")
+    if lineage.descendants:
+        lines += ["", f"made from {lineage.artifact_id}:"]
+    for descendant in lineage.descendants:
+        said = _compact_facts(lineage.facts.get(descendant.artifact_id, {}))
+        lines.append(f"  {descendant.artifact_id}" + (f" ({said})" if said else ""))
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _details(artifact: Artifact) -> list[str]:
-    facts = [f"content {artifact.data_version}", f"code {artifact.code_version}"]
+def _details(artifact: Artifact, facts: Mapping[str, Any]) -> list[str]:
+    versions = [f"content {artifact.data_version}", f"code {artifact.code_version}"]
     if artifact.created_at is not None:
-        facts.append(f"made {artifact.created_at:%Y-%m-%d %H:%M:%S} UTC")
+        versions.append(f"made {artifact.created_at:%Y-%m-%d %H:%M:%S} UTC")
     runs = {"Dagster run": artifact.dagster_run_id, "MLflow run": artifact.mlflow_run_id}
     return [
-        ", ".join(facts),
+        ", ".join(versions),
+        *([_compact_facts(facts)] if facts else []),
         *(f"{name} {run_id}" for name, run_id in runs.items() if run_id),
         *(f"{name}: {_compact(value)}" for name, value in artifact.settings.items()),
     ]
 
 
+def _compact_facts(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {_compact(value)}" for name, value in facts.items())
+
+
 def _compact(value: Any) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return " ".join(value)
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
-def _artifact_as_json(artifact: Artifact) -> dict[str, Any]:
+def _artifact_as_json(artifact: Artifact, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     created_at = artifact.created_at
     return {
         "artifact_id": artifact.artifact_id,
@@ -135,4 +155,5 @@ def _artifact_as_json(artifact: Artifact) -> dict[str, Any]:
         "dagster_run_id": artifact.dagster_run_id,
         "mlflow_run_id": artifact.mlflow_run_id,
         "created_at": None if created_at is None else created_at.isoformat(),
+        "facts": dict(facts.get(artifact.artifact_id, {})),
     }

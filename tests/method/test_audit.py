@@ -1,6 +1,7 @@
 """The lineage of an artifact: everything upstream, once, and a word on what is not there."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -101,3 +102,18 @@ def test_json_survives_a_round_trip() -> None:
     assert first["parents"] == ["sample_scores"]
     assert first["settings"] == {"subset": {"seed": 1, "a": None}, "digest": "d"}
     assert first["created_at"] == "2026-01-02T03:04:05+00:00"
+
+
+def test_what_is_known_of_an_artifact_and_what_was_made_from_it_are_told() -> None:
+    artifacts = graph()
+    upstream = trace_lineage("sample_scores", artifacts.get)
+    facts = {"head_ranking": {"heads": ["0.1", "2.3"]}, "subset": {"samples": 7}}
+    lineage = replace(upstream, descendants=(artifacts["subset"],), facts=facts)
+    tree, below = format_lineage(lineage).split("\nmade from sample_scores:\n")
+    assert "heads 0.1 2.3" in tree
+    assert below == "  subset (samples 7)"
+    values = lineage_as_json(lineage)
+    assert [one["artifact_id"] for one in values["descendants"]] == ["subset"]
+    [ranking] = [one for one in values["artifacts"] if one["artifact_id"] == "head_ranking"]
+    assert ranking["facts"] == {"heads": ["0.1", "2.3"]}
+    assert json.loads(json.dumps(values)) == values

@@ -90,7 +90,7 @@ def test_a_run_holds_what_it_was_given_and_how_it_went(
     tracking: Tracking, logged: tuple[TrackedRun, str]
 ) -> None:
     run, _ = logged
-    client = tracking._client()
+    client = tracking.client()
     stored = client.get_run(run.run_id)
     assert stored.info.status == "FINISHED"
     assert stored.info.run_name == "checkpoint-1"
@@ -105,7 +105,7 @@ def test_a_run_holds_what_it_was_given_and_how_it_went(
 def test_the_training_set_is_an_input_of_the_run(
     tracking: Tracking, logged: tuple[TrackedRun, str]
 ) -> None:
-    [given] = tracking._client().get_run(logged[0].run_id).inputs.dataset_inputs
+    [given] = tracking.client().get_run(logged[0].run_id).inputs.dataset_inputs
     assert given.dataset.name == "subset-1"
     assert given.dataset.digest == "v" * 36
     assert json.loads(given.dataset.profile) == {"num_rows": 3}
@@ -116,7 +116,7 @@ def test_run_and_checkpoint_point_at_each_other(
     tracking: Tracking, logged: tuple[TrackedRun, str]
 ) -> None:
     run, uri = logged
-    client = tracking._client()
+    client = tracking.client()
     [output] = client.get_run(run.run_id).outputs.model_outputs
     model = client.get_logged_model(output.model_id)
     assert uri == f"models:/{model.model_id}"
@@ -172,7 +172,7 @@ def greedy_answer(folder: Path, prompt: str) -> str:
 def test_a_run_with_an_exception_has_failed(tracking: Tracking) -> None:
     with pytest.raises(ValueError, match="torn"), tracking.run("failing") as run:
         raise ValueError("torn")
-    assert tracking._client().get_run(run.run_id).info.status == "FAILED"
+    assert tracking.client().get_run(run.run_id).info.status == "FAILED"
 
 
 def test_mlflows_global_settings_are_left_as_they_were(

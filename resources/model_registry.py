@@ -1,0 +1,88 @@
+"""MLflow's model registry: a checkpoint under a name, and the way back to its artifact."""
+
+import re
+from collections.abc import Mapping
+
+from circuitseer_assets.errors import ArtifactError
+from resources.tracking import Tracking, as_tracking_uri
+
+_LOGGED = re.compile(r"models:/(?P<model_id>m-[0-9a-f]{32})")
+_OF_RUN = re.compile(r"runs:/(?P<run_id>[0-9a-f]{32})(/.*)?")
+_VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
+_ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
+
+MODEL_URI = re.compile(r"(models|runs):/.+")
+"""What is taken for a model's URI, and not for an artifact's id."""
+
+
+def find_artifact_id(tracking: Tracking, uri: str) -> str:
+    """Returns the id of the checkpoint that an MLflow URI leads to.
+
+    Args:
+        tracking: the store that knows the model.
+        uri: `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `models:/m-...` or `runs:/...`.
+
+    Raises:
+        ArtifactError: the URI is none of these, or its model was not made here.
+        TrackingError: the store cannot be reached, or has no such model.
+    """
+    with tracking.reaching(f"look up {uri}"):
+        client = tracking.client()
+        if found := _OF_RUN.fullmatch(uri):
+            tags = client.get_run(found["run_id"]).data.tags
+        elif found := _LOGGED.fullmatch(uri):
+            tags = client.get_logged_model(found["model_id"]).tags
+        elif found := _VERSION.fullmatch(uri):
+            tags = client.get_model_version(found["name"], found["version"]).tags
+        elif found := _ALIAS.fullmatch(uri):
+            tags = client.get_model_version_by_alias(found["name"], found["alias"]).tags
+        else:
+            raise ArtifactError(
+                f"a model's URI must be models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-... or "
+                f"runs:/RUN_ID/..., got {uri!r}; copy it from the model's page in MLflow"
+            )
+    artifact_id = tags.get("artifact_id")
+    if not artifact_id:
+        raise ArtifactError(
+            f"the model {uri} must have the tag artifact_id, and has not: it was not registered by "
+            f"`circuitseer release`; name the checkpoint's id instead"
+        )
+    return str(artifact_id)
+
+
+def register_model(
+    tracking: Tracking, uri: str, name: str, *, description: str, tags: Mapping[str, str]
+) -> str:
+    """Returns the URI of the version of the registered model that a logged model now is.
+
+    A model that has a version under this name already keeps it, with the new description and tags.
+
+    Args:
+        tracking: the store that holds the model.
+        uri: `models:/m-...`, as a checkpoint is logged.
+        name: of the registered model; it is made at its first version.
+        description: of the version.
+        tags: of the version.
+
+    Raises:
+        ArtifactError: the URI is that of no logged model.
+        TrackingError: the store cannot be reached, or refuses the name.
+    """
+    logged = _LOGGED.fullmatch(uri)
+    if logged is None:
+        raise ArtifactError(f"a checkpoint's model must be models:/m-..., got {uri!r}; train again")
+    with tracking.reaching(f"register {uri} as {name!r}"), as_tracking_uri(tracking.uri):
+        client = tracking.client()
+        model = client.get_logged_model(logged["model_id"])
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        versions = client.search_model_versions(f"name = '{name}'")
+        version = next((v for v in versions if v.source == uri), None)
+        if version is None:
+            version = client.create_model_version(
+                name, uri, run_id=model.source_run_id, model_id=model.model_id
+            )
+        client.update_model_version(name, version.version, description)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version.version, key, value)
+    return f"models:/{name}/{version.version}"

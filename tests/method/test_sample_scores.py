@@ -293,8 +293,10 @@ def test_long_prompts_are_quarantined_or_truncated(llama):
     )
     truncated = score(llama, texts, max_tokens=30, long_prompts="truncate")
     first_part = replace(texts[0], input_ids=texts[0].input_ids[:30], response_start=30)
-    assert truncated["long"].score == score(llama, [first_part])["long"].score
-    assert truncated["fits"] == quarantined["fits"]
+    # In a batch of another size the sums are rounded otherwise.
+    alone = score(llama, [first_part])["long"].score
+    assert truncated["long"].score == pytest.approx(alone, rel=1e-6)
+    assert truncated["fits"].score == pytest.approx(quarantined["fits"].score, rel=1e-6)
     assert [truncated[name].is_truncated for name in ("long", "fits")] == [True, False]
     by_context = score(llama, texts)
     assert by_context["endless"].detail == "200 tokens, at most 128 can be scored"

@@ -29,7 +29,8 @@ LEVEL = 0.05
 POWER = 0.8
 
 Verdict = Literal["better", "worse", "undecided", "insensitive"]
-"""What a comparison may say; `insensitive` where even the oracle is not told from random."""
+"""What a comparison may say; `insensitive` where even the oracle is not told from random, or where
+no outcome of one method differs from the other's."""
 
 Floats = NDArray[np.float64]
 
@@ -67,6 +68,11 @@ class Comparison:
     paired_p_value: float
     p_holm: float | None
     smallest_effect: float
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether no outcome differs, as where every answer is wrong: no noise to go by."""
+        return self.difference == 0 and self.stderr == 0
 
     @property
     def is_primary(self) -> bool:
@@ -165,7 +171,7 @@ def decide(comparison: Comparison, sensitivity: Comparison | None) -> Verdict:
     A primary hypothesis goes by its adjusted p-value, any other by its own, as an exploration.
     Without an oracle nothing tells what the study could have seen, and "undecided" says less.
     """
-    if sensitivity is not None and sensitivity.ci_low <= 0:
+    if comparison.is_blind or (sensitivity is not None and sensitivity.ci_low <= 0):
         return "insensitive"
     if not comparison.is_significant:
         return "undecided"

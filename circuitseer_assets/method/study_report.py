@@ -190,7 +190,9 @@ def _finding(analysis: StudyAnalysis) -> str:
     rows = [row for row in found if row is not None]
     if not rows:
         return "Pass@1 by method"
-    if rows[0].verdict == "insensitive":
+    if all(row.comparison.is_blind for row in rows):
+        return "No conclusion: all runs give the same answers right"
+    if rows[0].verdict == "insensitive" and analysis.find(*SENSITIVITY_PAIR):
         return "No conclusion: the oracle is not told from a random subset"
     words = {"better": "better than", "worse": "worse than"}
     said = [
@@ -248,7 +250,12 @@ def _set_up(data: StudyData, analysis: StudyAnalysis) -> str:
         )
     for pair in PRIMARY_PAIRS:
         row = analysis.find(*pair)
-        if row is not None:
+        if row is not None and row.comparison.is_blind:
+            said.append(
+                f"On Pass@1 no outcome differs from that of {pair[1]}, as where every answer is "
+                f"wrong: nothing follows from it, and what would have been seen is unknown."
+            )
+        elif row is not None:
             said.append(
                 f"The smallest difference from {pair[1]} that would have been seen (80 % power): "
                 f"{_points(row.comparison.smallest_effect)} points."

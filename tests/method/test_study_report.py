@@ -102,6 +102,23 @@ def test_nothing_follows_where_the_oracle_is_not_told_from_random() -> None:
     assert "nothing follows from it" in format_study(insensitive, analysis)
 
 
+def test_nothing_follows_where_every_answer_is_wrong() -> None:
+    """No variance is no certainty: the study could have seen nothing."""
+    blind = make_data({"circuitseer": 0.5, "random": 0.5})
+    blind = replace(blind, correct={name: 0 * cells for name, cells in blind.correct.items()})
+    analysis = analyse_study(blind)
+    row = analysis.find("circuitseer", "random")
+    assert row is not None
+    assert row.verdict == "insensitive"
+    report = format_study(blind, analysis)
+    assert "no outcome differs from that of random" in report
+    assert "smallest difference" not in report
+    assert draw_study(blind, analysis).startswith(b"\x89PNG")
+    other = analysis.find("circuitseer", "random", "held_out_log_likelihood_nats")
+    assert other is not None
+    assert other.verdict != "insensitive"
+
+
 def test_an_oracle_that_is_worse_than_random_is_no_control_either() -> None:
     assert analyse_study(make_data({**SHARES, "oracle": 0.2})).rows[0].verdict == "insensitive"
 

@@ -35,6 +35,11 @@ def release_checkpoint(home: Home, checkpoint_id: str, name: str) -> str:
             f"{checkpoint.stage}; `circuitseer lineage {checkpoint_id}` names its relatives"
         )
     upstream = Lineage(lineage.artifacts, lineage.missing, facts=lineage.facts)
+    if lineage.missing:
+        raise ArtifactError(
+            f"all that {checkpoint_id} was made from must be recorded to be released, "
+            f"{', '.join(lineage.missing)} is not; restore the warehouse, or train again"
+        )
     subset = next(artifact for artifact in lineage.artifacts if artifact.stage == "subset")
     tags = {
         "artifact_id": checkpoint.artifact_id,

@@ -26,7 +26,7 @@ from resources.benchmarks import load_task
 from resources.language_model import LanguageModel, load_language_model
 from resources.sample_files import read_samples
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 CELL_FILE = "study_cell.json"
 LOSSES_FILE = "held_out_losses.parquet"
 _LOSS_SCHEMA = pa.schema(
@@ -131,8 +131,10 @@ def _selection_figures(run: StageRun, checkpoint: Artifact, method: str) -> dict
     subset = run.ancestor(checkpoint, "subset")
     scores = run.ancestor(subset, "sample_scores")
     drawn = _summary(run, subset)
-    scorer = SCORERS[find_method(method).scorer]
-    needed = [scores, run.ancestor(scores, "head_ranking")] if scorer.uses_heads else [scores]
+    chosen = find_method(method)
+    ranking = run.ancestor(scores, "head_ranking") if chosen.reads_ranking else None
+    num_scoring = SCORERS[chosen.scorer].num_forwards * drawn["num_pool"]
+    needed = [scores, ranking] if ranking else [scores]
     return {
         "subset_id": subset.artifact_id,
         "num_samples": drawn["num_samples"],
@@ -140,10 +142,20 @@ def _selection_figures(run: StageRun, checkpoint: Artifact, method: str) -> dict
         "effective_pool_size": drawn["effective_pool_size"],
         "score_tilt_sd": drawn["score_tilt_sd"],
         "random_tilt_sd": drawn["random_tilt_sd"],
-        "num_selection_forwards": scorer.num_forwards * drawn["num_pool"],
+        "num_selection_forwards": num_scoring + (_ranking_forwards(run, ranking) if ranking else 0),
         # As measured when they were made: cells that share scores each count them whole.
         "selection_s": sum(_summary(run, artifact)["duration_s"] for artifact in needed),
     }
+
+
+def _ranking_forwards(run: StageRun, ranking: Artifact) -> int:
+    """Returns the forwards that choosing heads takes, each probe without and with every ablation.
+
+    A restarted ablation counts as one. Confirmation and control probes choose no head.
+    """
+    path = run.folder(ranking) / "head_importance.parquet"
+    num_probes: list[int] = pq.read_table(path, columns=["num_probes"])["num_probes"].to_pylist()
+    return max(num_probes) + sum(num_probes)
 
 
 def _training_figures(run: StageRun, checkpoint: Artifact) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
 from circuitseer_assets.records import Problem, Sample
@@ -30,6 +31,7 @@ _HYPHENS = re.compile(
     r"|-(?=\s*[^\W\d_]{2})"  # before a word
     r"|-(?!\s*[\w(])"  # before nothing that could be subtracted
 )
+_BARE_FRACTIONS = re.compile(r"(?<!\w)\.(?=\d)")  # .5 is 0.5
 _DECIMALS = re.compile(r"\d+\.\d+")
 _OPERATORS = str.maketrans({"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "≤": "<=", "≥": ">="})
 
@@ -44,45 +46,23 @@ class ContaminatedSample:
     rule: str
 
 
-_NUMBERS_IN_WORDS = {
-    word: str(number)
-    for number, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-} | {
-    word: str(10 * number)
-    for number, word in enumerate(
-        ["thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 3
-    )
-}
+_BELOW_TWENTY = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen
+"""
+_UNITS = {word: number for number, word in enumerate(_BELOW_TWENTY.split())}
+_FROM_TWENTY = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_TENS = {word: 10 * number for number, word in enumerate(_FROM_TWENTY, start=2)}
+_SCALES = {"thousand": 1_000, "million": 1_000_000}
 _NUM_HASHES = 128
 _MIN_JACCARD = 0.6
+_MIN_ALIKE = 0.6
 # Below the similarity asked for, so that a hash's error loses no pair that has it.
 _CANDIDATE_JACCARD = 0.45
 # Shorter texts have too few pairs of words to be like another by more than chance.
 _MIN_PAIRS = 6
+# What a problem asks to be done with: one number alone is in many problems.
+_MIN_QUANTITIES = 2
 
 Matcher = Callable[[Sample], Iterable[Problem]]
 Rule = Callable[[Sequence[Problem]], Matcher]
@@ -108,14 +88,58 @@ def normalise_problem(text: str) -> str:
     """Returns the words, numbers and arithmetic signs of `text`, separated by single blanks.
 
     Compatibility characters (NFKC), case, white space, punctuation, LaTeX's dollars, hyphens
-    inside words and how a number is written (1,200 or 1200.0, twelve or 12) make no difference; a
-    changed number or sign does.
+    inside words and how a number is written (1,200 or 1200.0, .5 or 0.50, twenty-four or 24) make
+    no difference; a changed number or sign does.
     """
     text = unicodedata.normalize("NFKC", text.translate(_OPERATORS)).casefold()
     text = _THOUSANDS.sub("", _DASHES.sub("-", text))
+    text = _BARE_FRACTIONS.sub("0.", text)
     text = _DECIMALS.sub(lambda found: found[0].rstrip("0").rstrip("."), text)
-    words = _TOKENS.findall(_HYPHENS.sub(" ", text))
-    return " ".join(_NUMBERS_IN_WORDS.get(word, word) for word in words)
+    return " ".join(_numbers_in_digits(_TOKENS.findall(_HYPHENS.sub(" ", text))))
+
+
+def _numbers_in_digits(words: Sequence[str]) -> Iterator[str]:
+    """Returns the words, every cardinal number that is written out as digits."""
+    i = 0
+    while i < len(words):
+        number, end = _read_number(words, i)
+        yield words[i] if number is None else str(number)
+        i = end
+
+
+def _read_number(words: Sequence[str], start: int) -> tuple[int | None, int]:
+    """Returns the number that begins here, None where none does, and where the next word is."""
+    total, i = 0, start
+    while True:
+        group, end = _read_below_thousand(words, i)
+        if end == i:
+            return (total, i) if i > start else (None, start + 1)
+        scale = _SCALES.get(words[end], 1) if end < len(words) else 1
+        total += group * scale
+        i = end + (scale > 1)
+        if scale == 1:
+            return total, i
+
+
+def _read_below_thousand(words: Sequence[str], start: int) -> tuple[int, int]:
+    """Returns a number below 1,000 and where it ends: `start`, where there is none."""
+    value, i = _read_below_hundred(words, start)
+    if i < len(words) and words[i] == "hundred" and 0 < value < 20:
+        hundreds, i = 100 * value, i + 1
+        joined = i + (words[i : i + 1] == ["and"])
+        rest, end = _read_below_hundred(words, joined)
+        return hundreds + rest, end if end > joined else i
+    return value, i
+
+
+def _read_below_hundred(words: Sequence[str], start: int) -> tuple[int, int]:
+    word = words[start] if start < len(words) else ""
+    if word in _UNITS:
+        return _UNITS[word], start + 1
+    if word not in _TENS:
+        return 0, start
+    after = _UNITS.get(words[start + 1], 0) if start + 1 < len(words) else 0
+    return (_TENS[word] + after, start + 2) if 1 <= after <= 9 else (_TENS[word], start + 1)
 
 
 def match_verbatim(problems: Sequence[Problem]) -> Matcher:
@@ -173,13 +197,45 @@ def match_near_duplicate(problems: Sequence[Problem]) -> Matcher:
     return matches
 
 
+def match_same_quantities(problems: Sequence[Problem]) -> Matcher:
+    """Returns a matcher of prompts with a problem's numbers and signs, and most of its words.
+
+    The numbers and signs are the same, in the same order, and at least 60 % of all words stand in
+    the same order: short problems, in which a few changed words leave few runs as they were. Of
+    GSM8K's training problems none with a test problem's numbers is more like it than 40 %.
+    """
+    words_of = [normalise_problem(problem.prompt).split() for problem in problems]
+    holders: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number, words in enumerate(words_of):
+        holders[_quantities(words)].append(number)
+
+    def matches(sample: Sample) -> Iterator[Problem]:
+        for text in _asked_texts(sample):
+            words = normalise_problem(text).split()
+            quantities = _quantities(words)
+            if len(words) <= _MIN_PAIRS or len(quantities) < _MIN_QUANTITIES:
+                continue
+            for number in holders.get(quantities, ()):
+                alike = SequenceMatcher(None, words, words_of[number], autojunk=False)
+                if alike.ratio() >= _MIN_ALIKE:
+                    yield problems[number]
+
+    return matches
+
+
 RULES: Mapping[str, Rule] = {
     "verbatim": match_verbatim,
     "normalised": match_normalised,
     "13_words": match_long_run,
     "8_words": match_many_runs,
     "near_duplicate": match_near_duplicate,
+    "same_quantities": match_same_quantities,
 }
+
+
+def _quantities(words: Sequence[str]) -> tuple[str, ...]:
+    """Returns the numbers and signs among normalised words."""
+    return tuple(word for word in words if not word[0].isalpha())
 
 
 def _ngrams(words: Sequence[str], size: int) -> set[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from circuitseer_assets.errors import SettingsError
+from circuitseer_assets.method.scorers import SCORERS
 from circuitseer_assets.records import PoolSize
 
 Role = Literal["method", "ablation", "baseline", "control"]
@@ -39,6 +40,12 @@ class StudyMethod:
     def scorer(self) -> str:
         """The name of its scorer."""
         return str(self.scoring.get("scorer", "attention"))
+
+    @property
+    def reads_ranking(self) -> bool:
+        """Whether it needs the reasoning heads: to read them, or others beside them."""
+        heads = self.scoring.get("heads", "reasoning")
+        return SCORERS[self.scorer].uses_heads and heads in ("reasoning", "random")
 
 
 def _scored_by(scorer: str, role: Role = "baseline", **changes: Any) -> StudyMethod:

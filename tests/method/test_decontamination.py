@@ -76,6 +76,11 @@ def test_clean_prompts_are_left_alone(prompt):
         ("x^2", "x2"),
         ("1,23", "123"),
         ("50 %", "50"),
+        (".5", "5"),
+        ("twenty four", "20 4"),
+        ("twenty fourteen", "34"),
+        ("two three", "5"),
+        ("forty and two", "42"),
     ],
 )
 def test_a_changed_sign_or_number_is_another_problem(one, other):
@@ -95,6 +100,13 @@ def test_a_changed_sign_or_number_is_another_problem(one, other):
         ("5.0 kg", "5 kg"),
         ("$3.50", "$3.5"),
         ("twelve boxes", "12 boxes"),
+        ("twenty-four boxes", "24 boxes"),
+        ("ninety one boxes", "91 boxes"),
+        ("two hundred and five boxes", "205 boxes"),
+        ("twelve hundred boxes", "1,200 boxes"),
+        ("one million two hundred thousand and three boxes", "1200000 and 3 boxes"),
+        ("sixty thousand boxes", "60,000 boxes"),
+        (".5 kg", "0.50 kg"),
     ],
 )
 def test_other_spellings_of_the_same_problem(one, other):
@@ -158,6 +170,34 @@ def test_a_problem_reworded_by_a_few_words_is_a_near_duplicate():
     assert rules(reworded, LONG) == ["near_duplicate"]
 
 
+@pytest.mark.parametrize("num_changed", [1, 2, 3, 4])
+def test_short_problems_with_a_few_words_changed_are_caught(num_changed: int):
+    """Every word but the numbers may change; where it is no more than three in ten, all are found."""
+    generator = random.Random(num_changed)
+    caught = planted = 0
+    for problem in generate_problems(300, seed=3, split="held_out"):
+        words = problem.prompt.split()
+        changeable = [i for i, word in enumerate(words) if normalise_problem(word).isalpha()]
+        if num_changed > 0.3 * len(words):
+            continue
+        for i in generator.sample(changeable, num_changed):
+            words[i] = generator.choice(["Zorp", "blicks", "quam"])
+        planted += 1
+        caught += bool(rules(" ".join(words), Problem("toy", "1", problem.prompt)))
+    assert planted > 150
+    assert caught >= 0.98 * planted  # those with a single number keep too little
+
+
+def test_another_question_about_the_same_numbers_is_clean():
+    problem = Problem(
+        "toy", "1", "Ann reads 3 pages and Bo takes 2 of them away. How many are left?"
+    )
+    assert (
+        rules("Three shops sell pens at 2 coins each; what do they earn on Monday?", problem) == []
+    )
+    assert rules("3 - 2", Problem("toy", "1", "3 - 2 + 0")) == []
+
+
 def test_a_problem_with_its_numbers_written_otherwise_is_the_same():
     other = LONG.prompt.replace("24", "24.0").replace("15", "fifteen").replace("40", "40.00")
     assert rules(other, LONG) == ["normalised"]
@@ -212,6 +252,21 @@ def test_near_duplicates_are_those_of_the_exact_similarity():
     assert missed <= 0.02 * (found + missed)  # what a hash may miss
 
 
+def quantities(words: list[str]) -> list[str]:
+    return [word for word in words if not word.isalpha()]
+
+
+def longest_common_subsequence(one: list[str], other: list[str]) -> int:
+    lengths = [0] * (len(other) + 1)
+    for word in one:
+        before = 0
+        for j, its in enumerate(other):
+            above = lengths[j + 1]
+            lengths[j + 1] = before + 1 if word == its else max(above, lengths[j])
+            before = above
+    return lengths[-1]
+
+
 def holds(prompt: str, problem: str, rule: str) -> bool:
     """Whether a rule's definition holds, in loops."""
     words = f" {normalise_problem(prompt)} "
@@ -223,6 +278,10 @@ def holds(prompt: str, problem: str, rule: str) -> bool:
 
     if rule == "near_duplicate":
         return brute_force_likeness(prompt, problem) >= 0.6
+    if rule == "same_quantities":
+        own = normalise_problem(prompt).split()
+        in_order = 2 * longest_common_subsequence(own, asked) / (len(own) + len(asked))
+        return quantities(own) == quantities(asked) and in_order >= 0.6
     return any(shared(13)) if rule == "13_words" else sum(shared(8)) >= len(shared(8)) / 2
 
 

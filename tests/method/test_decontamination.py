@@ -172,7 +172,7 @@ def test_a_problem_reworded_by_a_few_words_is_a_near_duplicate():
 
 @pytest.mark.parametrize("num_changed", [1, 2, 3, 4])
 def test_short_problems_with_a_few_words_changed_are_caught(num_changed: int):
-    """Every word but the numbers may change; where it is no more than three in ten, all are found."""
+    """Any word but the numbers may change; where no more than three in ten do, it is found."""
     generator = random.Random(num_changed)
     caught = planted = 0
     for problem in generate_problems(300, seed=3, split="held_out"):

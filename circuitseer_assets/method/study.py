@@ -4,11 +4,14 @@ A cell is one method with one seed, and the seed goes for both its selection and
 cells answer the same problems. Seeds and problems are both samples of what might have been: an
 interval that forgets either is too narrow. Three figures are given for every difference:
 
-- a mixed model of the runs: method fixed, seeds and problems random and crossed. A handful of seeds
-  tells little of any one pair, so the variance between runs is pooled over methods that are named
-  beforehand; a pair with another method has its own. What else was run changes nothing.
-- a bootstrap over seeds and problems at once, without that pooling; it errs on the wide side.
-- the t-test of the seeds' differences, for the problems at hand: no model, few degrees of freedom.
+- a mixed model of the runs: method fixed, seeds and problems random and crossed. Verdicts go by it.
+  The variance between runs is the pair's own: few degrees of freedom, and right however unlike
+  methods vary. What else was run changes nothing.
+- a bootstrap over seeds and problems at once; it errs on the wide side.
+- the t-test of the seeds' differences, for the problems at hand: no model.
+
+A pair of the methods that are named for it also has the mixed model with the variance between runs
+pooled over them. It sees smaller effects, and errs where methods vary unlike each other.
 
 Reference: Satterthwaite 1946 (degrees of freedom); Owen 2007 (the two-way bootstrap); Holm 1979.
 """
@@ -46,8 +49,11 @@ class Comparison:
         ci_low, ci_high: its 95 % interval.
         bootstrap_low, bootstrap_high: the 95 % interval of the two-way bootstrap.
         paired_low, paired_high: the 95 % interval of the t-test of the seeds' differences.
+        pooled_low, pooled_high: the 95 % interval of the mixed model with pooled variance, None for
+            a pair that is not among the pooled methods.
         p_value: two-sided, of the mixed model.
         paired_p_value: two-sided, of that t-test.
+        pooled_p_value: two-sided, with pooled variance.
         p_holm: adjusted over the primary hypotheses; None for an exploratory comparison.
         smallest_effect: the smallest difference that this comparison would have told from none with
             a power of 80 %; for a primary hypothesis at the level of Holm's first step.
@@ -68,6 +74,9 @@ class Comparison:
     paired_p_value: float
     p_holm: float | None
     smallest_effect: float
+    pooled_low: float | None = None
+    pooled_high: float | None = None
+    pooled_p_value: float | None = None
 
     @property
     def is_blind(self) -> bool:
@@ -87,7 +96,7 @@ class Comparison:
     @property
     def is_fragile(self) -> bool:
         """Whether the bootstrap or the t-test of the seeds says otherwise than the mixed model."""
-        others = ((self.bootstrap_low, self.bootstrap_high), (self.paired_low, self.paired_high))
+        others = [(self.bootstrap_low, self.bootstrap_high), (self.paired_low, self.paired_high)]
         return any((low > 0 or high < 0) != self.is_significant for low, high in others)
 
 
@@ -107,8 +116,8 @@ def compare_methods(
             seeds and problems for all.
         pairs: the methods to compare, each with what it is compared to.
         primary: those of the pairs whose hypotheses were fixed beforehand.
-        pooled: the methods that the variance between runs is pooled over, as far as they were run;
-            a pair of two of them has that variance, any other pair its own.
+        pooled: the methods that the variance between runs is pooled over, as far as they were run,
+            in the second interval that a pair of two of them has.
         num_bootstrap: bootstrap draws.
         seed: of the bootstrap.
 
@@ -121,48 +130,50 @@ def compare_methods(
     found = []
     for method, against in pairs:
         difference = outcomes[method] - outcomes[against]  # (seeds, problems)
-        both_pooled = method in pooled and against in pooled
-        runs = of_pooled if both_pooled else _own_run_variance(difference)
         is_primary = (method, against) in set(primary)
         bootstrap = bootstrap_interval(difference, num_bootstrap=num_bootstrap, seed=seed)
         level = LEVEL / num_primary if is_primary else LEVEL
-        found.append(_compare(method, against, difference, runs, bootstrap, level))
+        row = _compare(method, against, difference, bootstrap, level)
+        both_pooled = method in pooled and against in pooled
+        found.append(_with_pooled(row, difference, of_pooled) if both_pooled else row)
     return _adjust(found, primary)
 
 
 def _compare(
-    method: str,
-    against: str,
-    difference: Floats,
-    runs: "_RunVariance",
-    bootstrap: tuple[float, float],
-    level: float,
+    method: str, against: str, difference: Floats, bootstrap: tuple[float, float], level: float
 ) -> Comparison:
     mean = float(difference.mean())
-    stderr, freedom = _standard_error(difference, runs)
-    reach = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * stderr
+    stderr, freedom = _standard_error(difference, _own_run_variance(difference))
+    low, high = _interval(mean, stderr, freedom)
     seen = float(stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(POWER, freedom))
     of_seeds = difference.mean(1)
     num_seeds = len(of_seeds)
     paired_stderr = float(of_seeds.std(ddof=1)) / math.sqrt(num_seeds)
-    paired_reach = float(stats.t.ppf(1 - LEVEL / 2, num_seeds - 1)) * paired_stderr
+    paired_low, paired_high = _interval(mean, paired_stderr, num_seeds - 1)
     return Comparison(
         method=method,
         against=against,
         difference=mean,
         stderr=stderr,
         degrees_of_freedom=freedom,
-        ci_low=mean - reach,
-        ci_high=mean + reach,
+        ci_low=low,
+        ci_high=high,
         bootstrap_low=bootstrap[0],
         bootstrap_high=bootstrap[1],
-        paired_low=mean - paired_reach,
-        paired_high=mean + paired_reach,
+        paired_low=paired_low,
+        paired_high=paired_high,
         p_value=_two_sided(mean, stderr, freedom),
         paired_p_value=_two_sided(mean, paired_stderr, num_seeds - 1),
         p_holm=None,
         smallest_effect=seen * stderr,
     )
+
+
+def _with_pooled(row: Comparison, difference: Floats, runs: "_RunVariance") -> Comparison:
+    stderr, freedom = _standard_error(difference, runs)
+    low, high = _interval(row.difference, stderr, freedom)
+    p_value = _two_sided(row.difference, stderr, freedom)
+    return replace(row, pooled_low=low, pooled_high=high, pooled_p_value=p_value)
 
 
 def decide(comparison: Comparison, sensitivity: Comparison | None) -> Verdict:
@@ -286,7 +297,14 @@ def _standard_error(difference: Floats, runs: _RunVariance) -> tuple[float, floa
     if between_problems:
         parts.append((of_problem / difference.size) ** 2 / problem_freedom)
         parts.append((of_rest / difference.size) ** 2 / rest_freedom)
-    return math.sqrt(variance), variance**2 / sum(parts)
+    # A difference of mean squares may leave fewer than any part has: then those of the runs.
+    return math.sqrt(variance), max(variance**2 / sum(parts), runs.degrees_of_freedom)
+
+
+def _interval(mean: float, stderr: float, freedom: float) -> tuple[float, float]:
+    """Returns the 95 % interval of a mean."""
+    reach = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * stderr
+    return mean - reach, mean + reach
 
 
 def _two_sided(mean: float, stderr: float, freedom: float) -> float:

@@ -87,7 +87,7 @@ PRIMARY_PAIRS = (("circuitseer", "random"), ("circuitseer", "full"))
 """The hypotheses fixed beforehand; every other comparison is an exploration."""
 
 POOLED_METHODS = ("circuitseer", "random", "full", "oracle")
-"""Those whose runs tell, together, how much a run varies, whatever else is run."""
+"""Those whose runs tell, together, how much a run varies, were they to vary alike."""
 
 SENSITIVITY_PAIR = ("oracle", "random")
 """What a study must be able to tell apart before it may say anything."""

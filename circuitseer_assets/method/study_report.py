@@ -308,6 +308,7 @@ _COMPARED = (
     "points [95 %]",
     "[bootstrap]",
     "[t of the seeds]",
+    "[runs' variance pooled]",
     "p",
     "verdict",
     "log-likelihood, nats a token [95 %]",
@@ -322,9 +323,9 @@ def _claims_table(analysis: StudyAnalysis, left_out: Mapping[str, str]) -> str:
         if row is None:
             reasons = [left_out[name] for name in (method, against) if name in left_out]
             said = f"not applicable: {escape_text(reasons[0])}" if reasons else "not run"
-            rows.append((claim, pair, "", "", "", "", said, "", ""))
+            rows.append((claim, pair, *[""] * (_COMPARED.index("verdict")), said, "", ""))
             continue
-        name = claim + (" (primary)" if row.comparison.is_primary else "")
+        name = f"{claim} ({'primary' if row.comparison.is_primary else 'exploratory'})"
         rows.append((name, pair, *_compared(analysis, row, _SAID)))
     return _table(("claim", "pair", *_COMPARED), rows)
 
@@ -344,12 +345,16 @@ def _compared(
     """Returns what both endpoints say of a pair, in the columns of `_COMPARED`."""
     c = row.comparison
     p_value = c.p_value if c.p_holm is None else c.p_holm
+    num_primary = sum(one.comparison.is_primary for one in analysis.rows)
     other = analysis.find(c.method, c.against, "held_out_log_likelihood_nats")
     return (
         f"{_points(c.difference)} {_interval(c.ci_low, c.ci_high)}",
         _interval(c.bootstrap_low, c.bootstrap_high),
         _interval(c.paired_low, c.paired_high),
-        _p(p_value) + (" (Holm)" if c.is_primary else ""),
+        ""
+        if c.pooled_low is None or c.pooled_high is None
+        else _interval(c.pooled_low, c.pooled_high),
+        _p(p_value) + (" (Holm)" if c.is_primary and num_primary > 1 else ""),
         _verdict(row, said),
         *((_likelihood(other), _verdict(other, said)) if other else ("", "")),
     )

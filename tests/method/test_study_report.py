@@ -128,12 +128,25 @@ def test_the_report_says_when_there_is_no_positive_control() -> None:
     assert "No positive control" in format_study(without, analyse_study(without))
 
 
+def test_a_single_hypothesis_is_not_said_to_be_adjusted() -> None:
+    alone = make_data({m: SHARES[m] for m in ("circuitseer", "random", "oracle")})
+    analysis = analyse_study(alone)
+    row = analysis.find("circuitseer", "random")
+    assert row is not None
+    assert row.comparison.p_holm == row.comparison.p_value
+    report = format_study(alone, analysis)
+    assert "it beats a random subset (primary)" in report
+    assert "(Holm)" not in report
+
+
 def test_the_report_has_every_method_claim_and_diagnostic(data: StudyData) -> None:
     report = format_study(data, analyse_study(data))
     for method in SHARES:
         assert f"| {method} |" in report
     assert "| a tenth of the data beats all of it (primary) | circuitseer - full |" in report
-    assert "| circuitseer - ifd |  |  |  |  | not run |" in report
+    assert "| it beats choosing long samples (exploratory) | circuitseer - length |" in report
+    assert report.count("(Holm)") == 3  # both hypotheses as claims, and one of them against random
+    assert "| circuitseer - ifd |  |  |  |  |  | not run |" in report
     assert "| the pool | 60.0 % | 40.0 % |" in report
     assert "| circuitseer |  | 0.64 |" in report
     assert "Pass@1 before fine-tuning: 40.0 %" in report

@@ -12,8 +12,11 @@ select
     bootstrap_high,
     paired_low,
     paired_high,
+    pooled_low,
+    pooled_high,
     p_value,
     paired_p_value,
+    pooled_p_value,
     p_holm,
     smallest_effect,
     verdict

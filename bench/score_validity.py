@@ -8,7 +8,8 @@ Every reading is taken by every set of heads: those whose ablation costs most on
 (`delta`), those that cost more there than on plain prose (`specific`), those that cost most on the
 prose (`prose`) or on the first tokens of the probes' responses (`first_tokens`), and all; and, for
 comparison, by random sets of as many other heads of the same layers, or the nearest where a layer
-has too few, new ones for each half. Each is correlated (Spearman) with the prompt's length and,
+has too few. No two of them are the same, in one half or across halves: where fewer than 40 a half
+exist there are fewer. Each is correlated (Spearman) with the prompt's length and,
 with length held fixed, with the number of solution steps, the loss of the solution, and whether the
 model fails the problem.
 
@@ -54,6 +55,9 @@ NUM_PROBES = {"tiny": 48, "smollm2": 12}
 FRACTIONS = {"tiny": 0.125, "smollm2": 0.05}
 NUM_FIRST_TOKENS = 8
 NUM_RANDOM_SETS = 40
+MIN_RANDOM_SETS = 10
+# Draws without a set that was not drawn before: then there are hardly any left.
+MAX_REPEATS = 200
 PARTS = ("look", "confirm")
 LOOK_Z = 2.0
 LEVEL = 0.05
@@ -105,7 +109,7 @@ def measure(name: str, corpus: Path | None, num_problems: int) -> dict[str, Any]
         "effects_correlation_with_prose": float(stats.spearmanr(*effects).statistic),
         "share_of_delta_heads_in_prose": len(set(sets["delta"]) & set(sets["prose"]))
         / len(sets["delta"]),
-        "num_random_sets": NUM_RANDOM_SETS,
+        "num_random_sets": count_random_sets(names),
         "random_sets_overlap": overlap_of_random_sets(names, membership),
         "fail_rate": float(targets["fails"].mean()) if "fails" in targets else None,
         "num_candidates": sum(row["is_candidate"] for row in rows),
@@ -258,13 +262,43 @@ def list_sets(
         rows.append(_row(heads, num_layers, num_heads))
         if name == "all":
             continue
-        generator = np.random.default_rng(0)
-        for part in PARTS:
-            for i in range(NUM_RANDOM_SETS):
-                drawn = draw_other_heads(heads, num_layers, num_heads, generator)
-                names.append(f"{name}:{part}{i}")
-                rows.append(_row(drawn, num_layers, num_heads))
+        drawn = draw_distinct_sets(heads, num_layers, num_heads)
+        for i, others in enumerate(drawn):
+            names.append(f"{name}:{PARTS[i % 2]}{i // 2}")
+            rows.append(_row(others, num_layers, num_heads))
     return names, np.stack(rows)
+
+
+def draw_distinct_sets(
+    heads: Sequence[HeadId], num_layers: int, num_heads: int
+) -> list[Sequence[HeadId]]:
+    """Returns different sets as `draw_other_heads` draws them, 2 x NUM_RANDOM_SETS if there are.
+
+    Raises:
+        ValueError: so few are found that their spread would be a guess.
+    """
+    generator = np.random.default_rng(0)
+    found: dict[frozenset[HeadId], Sequence[HeadId]] = {}
+    repeats = 0
+    while len(found) < 2 * NUM_RANDOM_SETS and repeats < MAX_REPEATS:
+        drawn = draw_other_heads(heads, num_layers, num_heads, generator)
+        repeats = repeats + 1 if frozenset(drawn) in found else 0
+        found.setdefault(frozenset(drawn), drawn)
+    if len(found) < 2 * MIN_RANDOM_SETS:
+        raise ValueError(
+            f"{len(heads)} heads must leave {2 * MIN_RANDOM_SETS} sets of other heads of their "
+            f"layers, they leave {len(found)}; rank a smaller share of the heads"
+        )
+    return list(found.values())
+
+
+def count_random_sets(names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Returns by set how many random sets each half has."""
+    return {
+        name: {part: sum(other.startswith(f"{name}:{part}") for other in names) for part in PARTS}
+        for name in names
+        if ":" not in name and name != "all"
+    }
 
 
 def overlap_of_random_sets(names: Sequence[str], membership: Floats) -> dict[str, float]:
@@ -324,6 +358,7 @@ def compare(
                     row[f"z_{part}"] = (row[part] - row[f"random_{part}"]) / max(
                         row[f"random_sd_{part}"], 1e-12
                     )
+                    row[f"num_random_{part}"] = len(like)
             yield row
 
 
@@ -349,16 +384,22 @@ def confirm(rows: Sequence[dict[str, Any]]) -> None:
         # The set of all heads has no random sets like it to lie outside of.
         if row["target"] != "length" and row["heads"] != "all" and abs(row["z_look"]) >= LOOK_Z
     ]
-    # A t-quantile: the spread of the random sets is itself an estimate.
-    p_values = [
-        float(stats.t.sf(row["z_confirm"] * np.sign(row["z_look"]), df=NUM_RANDOM_SETS - 1))
-        for row in candidates
-    ]
+    p_values = [_p_of_one_more(row) for row in candidates]
     order = np.argsort(p_values, kind="stable")
     still = True
     for rank, i in enumerate(order):
         still = still and p_values[i] * (len(order) - rank) <= LEVEL
         candidates[i].update(is_candidate=True, p_confirm=p_values[i], is_confirmed=bool(still))
+
+
+def _p_of_one_more(row: Mapping[str, Any]) -> float:
+    """Returns the one-sided p-value that the chosen set is one more draw like the random ones.
+
+    Their mean and their spread are both estimates, from as many sets as there were.
+    """
+    number = row["num_random_confirm"]
+    z = row["z_confirm"] * np.sign(row["z_look"]) / np.sqrt(1 + 1 / number)
+    return float(stats.t.sf(z, df=number - 1))
 
 
 # tables -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """From a registered model's URI alone back to the heads, with a real MLflow store and warehouse."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -136,3 +137,15 @@ def test_a_model_from_elsewhere_is_not_taken_for_a_checkpoint(home: Home) -> Non
     client.create_model_version("stranger", str(Path(home.folder) / "mlartifacts"))
     with pytest.raises(ArtifactError, match=r"must have the tag artifact_id, and has not"):
         read_lineage(home, "models:/stranger/1")
+
+
+def test_nothing_is_released_whose_lineage_has_a_gap(home: Home) -> None:
+    checkpoint = home.warehouse.find_artifact("checkpoint-1")
+    assert checkpoint is not None
+    home.warehouse.record(
+        replace(checkpoint, artifact_id="checkpoint-2", parents=("subset-1", "subset-lost")),
+        {},
+    )
+    with pytest.raises(ArtifactError, match=r"subset-lost is not; restore the warehouse"):
+        release_checkpoint(home, "checkpoint-2", "gap")
+    assert not home.tracking().client().search_registered_models("name = 'gap'")

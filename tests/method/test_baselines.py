@@ -323,7 +323,38 @@ def test_every_scorer_can_be_found_and_says_where_it_is_from() -> None:
         assert find_scorer(ScoringSettings(scorer=name)) is scorer
         assert callable(scorer.load())
         assert scorer.source
-        assert scorer.num_forwards >= 0
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_scorer_costs_the_forwards_it_says(name: str, llama) -> None:
+    """Rows that pass the first layer; k-center greedy and controls included."""
+    rows, model = 0, answering(llama, 6.0)  # so that it can be asked, and read a question
+
+    def count(_module, _args, output) -> None:
+        nonlocal rows
+        hidden = output[0] if isinstance(output, tuple) else output
+        rows += hidden.shape[0]
+
+    # Texts of different lengths with different prompts: none can stand for another.
+    samples = [
+        sample(
+            f"s{i}",
+            f"how many pears has tom after {i} days",
+            "2 and 3 make 5",
+            is_planted_noise=False,
+        )
+        for i in range(6)
+    ]
+    handle = model.model.layers[0].register_forward_hook(count)
+    try:
+        words = {"yes": YES, "No": NO}
+        settings = ScoringSettings(scorer=name)
+        scores = score(name, model, samples, settings=settings, heads=HEAD_SET, words=words)
+    finally:
+        handle.remove()
+    assert set(scores) == {one.sample_id for one in samples}
+    checking = 1 if name == "attention" else 0  # one text, whose attention is checked first
+    assert rows == SCORERS[name].num_forwards * len(samples) + checking
 
 
 def test_the_example_of_the_contributing_guide_works(llama, monkeypatch) -> None:

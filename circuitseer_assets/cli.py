@@ -178,11 +178,10 @@ def explain(
 ) -> None:
     """Show what the reasoning heads look at in a sample, its score, its rank and its draw."""
     from circuitseer_assets.method.explanation import explanation_as_json, format_explanation
-    from resources.home import Home
     from resources.sample_explanation import explain_sample
     from resources.subset_chain import SubsetChain
 
-    home = Home.prepared(home_of(preset))
+    home = _home_at(home_of(preset))
     subset_id = _latest_id(home, "subset") if subset == "latest" else subset
     explanation = explain_sample(SubsetChain.of(home, subset_id), sample)
     if html is not None:

@@ -32,7 +32,7 @@ def compare_composition(
     """Returns what the drawn samples are made of against all, by every column that has kinds.
 
     These are `source`, `num_steps` and the columns that the corpus came with, but for
-    `text_columns`; each with 2 to 40 short values.
+    `text_columns`; each with 2 to 40 short values, and none that only repeats another.
 
     Args:
         samples: the corpus, read as a stream.
@@ -53,11 +53,13 @@ def compare_composition(
                 dropped.add(column)
             elif sample.sample_id in drawn:
                 subset.setdefault(column, Counter())[value] += 1
-    return tuple(
-        Composition(column, counts, subset.get(column, Counter()))
-        for column, counts in corpus.items()
-        if column not in dropped and len(counts) > 1
-    )
+    compositions: list[Composition] = []
+    for column, counts in corpus.items():
+        of_subset = subset.get(column, Counter())
+        is_another_name = any((c.corpus, c.subset) == (counts, of_subset) for c in compositions)
+        if column not in dropped and len(counts) > 1 and not is_another_name:
+            compositions.append(Composition(column, counts, of_subset))
+    return tuple(compositions)
 
 
 def value_of(sample: Sample, column: str) -> str:

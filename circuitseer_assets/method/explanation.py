@@ -4,7 +4,6 @@ Records in, JSON values and text for a terminal out; the page of the same is in 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,10 +88,11 @@ class Explanation:
     unread: str | None = None
 
 
-def shade_of(token: Token, tokens: Sequence[Token]) -> float:
-    """Returns how dark a token is shown, 0 to 1: the root of its share of the most that one has."""
-    most = max((other.received or 0.0 for other in tokens), default=0.0)
-    return math.sqrt(max(token.received or 0.0, 0.0) / most) if most > 0 else 0.0
+def shades_of(read: ReadTokens) -> list[float]:
+    """Returns how dark each token is shown, 0 to 1: the root of its share of the most one has."""
+    received = [max(token.received or 0.0, 0.0) for token in read.tokens]
+    most = max(received, default=0.0)
+    return [math.sqrt(value / most) if most > 0 else 0.0 for value in received]
 
 
 def top_tokens(read: ReadTokens, count: int = NUM_TOP_TOKENS) -> list[tuple[int, Token]]:
@@ -101,10 +101,10 @@ def top_tokens(read: ReadTokens, count: int = NUM_TOP_TOKENS) -> list[tuple[int,
     return sorted(counted, key=lambda pair: (-(pair[1].received or 0.0), pair[0]))[:count]
 
 
-def times_even(token: Token, read: ReadTokens) -> float:
-    """Returns how often what a token receives holds what even attention would give it."""
-    received = token.received or 0.0
-    return received if read.is_lift else received * len(read.counted)
+def times_even(read: ReadTokens) -> list[float]:
+    """Returns how many times what even attention would give each token receives."""
+    even = 1.0 if read.is_lift else 1 / max(len(read.counted), 1)
+    return [(token.received or 0.0) / even for token in read.tokens]
 
 
 def explanation_as_json(explanation: Explanation) -> dict[str, Any]:
@@ -176,17 +176,16 @@ def describe_reading(read: ReadTokens) -> str:
     said = f"{number} of {len(read.tokens)} looked at; the variance of what they receive is "
     said += format_number(read.variance)
     return said + (
-        ", which the score is taken of" if read.is_score else "; the score is not taken of these"
+        ", which its score is taken of" if read.is_score else "; its score is not taken of these"
     )
 
 
 def _shaded(read: ReadTokens) -> Text:
     shown = Text()
-    for token in read.tokens:
+    for token, dark in zip(read.tokens, shades_of(read), strict=True):
         if token.received is None:
             shown.append(token.text, style="dim")
             continue
-        dark = shade_of(token, read.tokens)
         red, green, blue = (round(a + (b - a) * dark) for a, b in zip(*_SHADES, strict=True))
         shown.append(token.text, style=f"black on #{red:02x}{green:02x}{blue:02x}")
     return shown
@@ -196,7 +195,8 @@ def _top_table(read: ReadTokens) -> Table:
     table = Table(title="tokens that receive most", title_justify="left", box=None)
     for name in ("at", "token", "received", "times even"):
         table.add_column(name, justify="left" if name == "token" else "right")
+    times = times_even(read)
     for i, token in top_tokens(read):
-        row = (str(i), repr(token.text), format_number(token.received or 0.0))
-        table.add_row(*(Text(cell) for cell in row), f"{times_even(token, read):.1f}")
+        row = (str(i), repr(token.text), format_number(token.received or 0.0), f"{times[i]:.1f}")
+        table.add_row(*(Text(cell) for cell in row))
     return table

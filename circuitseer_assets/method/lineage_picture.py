@@ -1,6 +1,7 @@
 """A lineage in, a picture of it out: what was made stands above what it was made from."""
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,9 @@ from circuitseer_assets.method.audit import Lineage
 from circuitseer_assets.method.report_charts import svg_element
 from circuitseer_assets.records import Artifact
 
-_BOX_WIDTH, _BOX_HEIGHT = 196, 58
-_GAP, _LAYER, _MARGIN, _DETOUR = 16, 92, 6, 22
-_MAX_LINE = 31
+_BOX_WIDTH, _BOX_HEIGHT, _GAP, _MARGIN, _DETOUR = 196, 74, 16, 6, 22
+_LAYER = _BOX_HEIGHT + 34
+_LINE_CHARACTERS, _FACT_LINES = 26, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def _box(name: str, artifact: Artifact | None, fact: str, x: float, top: float) 
     words: list[tuple[str, Any]] = [
         ("stage", stage.replace("_", " ")),
         ("digest", digest if artifact else f"{digest} (not recorded)"),
-        ("fact", fact if len(fact) <= _MAX_LINE else fact[: _MAX_LINE - 1] + "…"),
+        *(("fact", line) for line in _wrap(fact)),
     ]
     texts = [
         f'<text class="{kind}" x="{left + 10:.1f}" y="{top + 18 + 16 * i:.1f}">'
@@ -159,3 +160,7 @@ def _box(name: str, artifact: Artifact | None, fact: str, x: float, top: float) 
         f'<rect class="box" x="{left:.1f}" y="{top:.1f}" width="{_BOX_WIDTH}" '
         f'height="{_BOX_HEIGHT}" rx="7"/>{"".join(texts)}'
     )
+
+
+def _wrap(fact: str) -> list[str]:
+    return textwrap.wrap(fact, _LINE_CHARACTERS, max_lines=_FACT_LINES, placeholder=" …")

@@ -17,7 +17,7 @@ from circuitseer_assets.method.tables import format_number
 
 WIDTH, HEIGHT = 440, 270
 MAX_POINTS = 900
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 14, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 12, 14, 46
 _DECADE = 10.0
 
 Floats = NDArray[np.float64]
@@ -121,7 +121,7 @@ def draw_intervals(rows: Sequence[Interval], name: str, said: str, *, percent: b
     factor = 100.0 if percent else 1.0
     ends = [factor * value for _, *figures, _ in rows for value in figures]
     x = _Scale(*_padded([*ends, *([] if percent else [0.0])], False), 14, WIDTH - 14)
-    height = 40 * len(rows) + 52
+    height = 40 * len(rows) + 66
     floor = height - 44
     drawn = [*_x_axis(x, floor, name, _TOP)]
     for i, (label, value, low, high, kind) in enumerate(rows):

@@ -14,7 +14,7 @@ from circuitseer_assets.method.composition import Composition
 from circuitseer_assets.method.explanation import (
     Explanation,
     describe,
-    shade_of,
+    shades_of,
     times_even,
     top_tokens,
 )
@@ -33,6 +33,8 @@ from circuitseer_assets.records import HeadImportance
 MAX_SHOWN_TOKENS = 1_200
 MAX_VALUES = 12
 _ROOMY_LAYERS = 8
+# Where black ink on a cell gives way to white, and in dark colours the other way round.
+_DEEP = 0.755
 _QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 
 View = dict[str, Any]
@@ -73,19 +75,20 @@ def view_explanation(explanation: Explanation) -> View:
     if read is None:
         return view
     shown = read.tokens[:MAX_SHOWN_TOKENS]
+    shades, times = shades_of(read), times_even(read)
     return view | {
         "tokens": [
             {
                 "text": token.text,
-                "shade": f"{shade_of(token, read.tokens):.3f}",
+                "shade": f"{shades[i]:.3f}",
                 "received": None if token.received is None else f"{token.received:.6g}",
-                "times": None if token.received is None else f"{times_even(token, read):.2f}",
+                "times": None if token.received is None else f"{times[i]:.2f}",
             }
-            for token in shown
+            for i, token in enumerate(shown)
         ],
         "num_hidden": len(read.tokens) - len(shown),
         "top": [
-            (i, token.text, format_number(token.received or 0.0), f"{times_even(token, read):.1f}")
+            (i, token.text, format_number(token.received or 0.0), f"{times[i]:.1f}")
             for i, token in top_tokens(read)
         ],
     }
@@ -97,8 +100,7 @@ def _summary(report: Report) -> View:
         "tasks": [
             {
                 "said": words.summarise_task(task),
-                "judged": words.judge_task(task.difference),
-                "is_demonstration": task.difference.is_demonstration,
+                "judged": words.judge_task(task),
             }
             for task in report.tasks
         ],
@@ -134,14 +136,15 @@ def _layers(report: Report) -> range:
 
 def _cell(row: HeadImportance | None, threshold: float, limit: float) -> View:
     if row is None:
-        return {"label": "not measured", "kind": "none", "depth": "0", "mark": "", "number": ""}
+        blank = {"kind": "none", "is_chosen": False, "is_deep": False, "depth": "0"}
+        return {**blank, "label": "not measured", "mark": "", "number": ""}
     depth = _depth(row.delta_loss_nats, threshold, limit)
     mark = "" if not row.is_reasoning_head else "◆" if is_confirmed(row) else "◇"
     return {
         "label": _tell_head(row),
         "kind": "rise" if row.delta_loss_nats >= 0 else "fall",
         "is_chosen": row.is_reasoning_head,
-        "is_deep": depth > 0.55,
+        "is_deep": depth > _DEEP,
         "depth": f"{depth:.3f}",
         "mark": mark,
         "number": format_signed(row.delta_loss_nats, 3),
@@ -272,27 +275,24 @@ def _quantiles(pool: Sequence[float], subset: Sequence[float]) -> list[tuple[str
 def _composition(composition: Composition) -> View:
     in_corpus, in_subset = sum(composition.corpus.values()), sum(composition.subset.values())
     ranked = sorted(composition.corpus.items(), key=lambda pair: (-pair[1], pair[0]))
-    rows = [
-        _composition_row(value, count, composition.subset.get(value, 0), in_corpus, in_subset)
-        for value, count in ranked[:MAX_VALUES]
-    ]
+    counts = [(value, n, composition.subset.get(value, 0)) for value, n in ranked[:MAX_VALUES]]
     if rest := ranked[MAX_VALUES:]:
-        others = [sum(count for _, count in rest)]
-        others.append(sum(composition.subset.get(value, 0) for value, _ in rest))
-        name = f"{len(rest)} others"
-        rows.append(_composition_row(name, others[0], others[1], in_corpus, in_subset))
-    return {"column": composition.column, "rows": rows}
-
-
-def _composition_row(value: str, corpus: int, subset: int, all_: int, drawn: int) -> View:
-    shares = (100 * corpus / all_, 100 * subset / drawn)
+        of_subset = sum(composition.subset.get(value, 0) for value, _ in rest)
+        counts.append((f"{len(rest)} others", sum(n for _, n in rest), of_subset))
+    shares = [(100 * a / in_corpus, 100 * b / in_subset) for _, a, b in counts]
+    most = max(share for pair in shares for share in pair)
     return {
-        "value": value,
-        "corpus": f"{corpus:,}",
-        "subset": f"{subset:,}",
-        "corpus_share": f"{shares[0]:.1f}",
-        "subset_share": f"{shares[1]:.1f}",
-        "change": format_signed(shares[1] - shares[0], 1),
+        "column": composition.column,
+        "rows": [
+            {
+                "value": value,
+                "corpus": f"{of_corpus:,}",
+                "subset": f"{of_subset:,}",
+                "shares": [(f"{share:.1f}", f"{100 * share / most:.1f}") for share in pair],
+                "change": format_signed(pair[1] - pair[0], 1),
+            }
+            for (value, of_corpus, of_subset), pair in zip(counts, shares, strict=True)
+        ],
     }
 
 
@@ -318,7 +318,7 @@ def _task(task: TaskReport) -> View:
             for name, one, _ in models
         ],
         "difference": words.difference(task.difference),
-        "judged": words.judge_task(task.difference),
+        "judged": words.judge_task(task),
         "cells": [
             [len(paired.solved_by_both), len(paired.newly_lost)],
             [len(paired.newly_solved), len(paired.solved_by_neither)],
@@ -357,8 +357,10 @@ def _box_facts(report: Report) -> Mapping[str, str]:
                 f"{len(known['heads'])} heads: {', '.join(known['heads'])}"
             )
         elif "pass_at_1" in known:
-            shares = [f"{100 * share:.1f} %" for share in known["pass_at_1"].values()]
-            facts[artifact.artifact_id] = f"Pass@1 {', '.join(shares)}"
+            shares = ", ".join(f"{100 * share:.1f} %" for share in known["pass_at_1"].values())
+            is_base = artifact.artifact_id != report.lineage.artifact_id
+            who = "base model" if is_base else "checkpoint"
+            facts[artifact.artifact_id] = f"{who}: Pass@1 {shares}"
         elif "samples" in known:
             facts[artifact.artifact_id] = f"{known['samples']:,} samples"
     by_stage = {

@@ -31,18 +31,24 @@ def summarise_task(task: TaskReport) -> str:
     )
 
 
-def judge_task(comparison: TaskComparison) -> str:
-    """Returns what may be said of a difference, and no more."""
+def judge_task(task: TaskReport) -> str:
+    """Returns what may be said of a task's figures, and no more."""
+    comparison = task.difference
     if comparison.ci_low > 0:
         seen = "The checkpoint solves more of these problems"
     elif comparison.ci_high < 0:
         seen = "The checkpoint solves fewer of these problems"
     else:
         seen = "No difference is seen: the interval holds 0"
-    if comparison.is_demonstration:
+    figures = {
+        "the difference": comparison.is_demonstration,
+        "Pass@1": task.base.is_demonstration or task.checkpoint.is_demonstration,
+    }
+    wide = [name for name, is_wide in figures.items() if is_wide]
+    if wide:
         return (
-            f"{seen}. The interval reaches further than 5 points to either side, so this is a "
-            f"demonstration, not evidence."
+            f"{seen}. The interval of {' and of '.join(wide)} reaches further than 5 points to "
+            f"either side: a demonstration, not evidence."
         )
     return f"{seen}."
 
@@ -51,7 +57,7 @@ def list_cautions(report: Report) -> list[str]:
     """Returns what a reader must know before believing the figures."""
     cautions = [
         "One run with one seed compares the checkpoint with its base model. It does not say that "
-        "this subset is better than a random one of the same size: make study compares them."
+        "this subset is better than a random one of the same size; make study compares the two."
     ]
     correlation = report.scores.length_correlation
     if correlation is not None and abs(correlation) > MAX_LENGTH_CORRELATION:

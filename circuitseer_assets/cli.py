@@ -160,6 +160,63 @@ def lineage(
 
 
 @app.command()
+def explain(
+    sample: Annotated[
+        str,
+        typer.Argument(
+            metavar="SAMPLE_ID", help="A sample's id, its beginning, or SOURCE:POSITION of a row."
+        ),
+    ],
+    subset: Annotated[
+        str, typer.Option(help="By whose scores it is ranked; a subset's id, or `latest`.")
+    ] = "latest",
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page of its own to this file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    preset: Preset = None,
+) -> None:
+    """Show what the reasoning heads look at in a sample, its score, its rank and its draw."""
+    from circuitseer_assets.method.explanation import explanation_as_json, format_explanation
+    from resources.sample_explanation import explain_sample
+    from resources.subset_chain import SubsetChain
+
+    home = _home_at(home_of(preset))
+    subset_id = _latest_id(home, "subset") if subset == "latest" else subset
+    explanation = explain_sample(SubsetChain.of(home, subset_id), sample)
+    if html is not None:
+        from circuitseer_assets.method.report_page import render_explanation
+
+        html.write_text(render_explanation(explanation), encoding="utf-8")
+        console.print("wrote the page to")
+        print(html.resolve())
+    elif as_json:
+        print(json.dumps(explanation_as_json(explanation), indent=1, ensure_ascii=False))
+    else:
+        Console().print(format_explanation(explanation))
+
+
+@app.command()
+def report(
+    artifact: Annotated[
+        str,
+        typer.Argument(help="An audit's id, that of what it was made from, or `latest`."),
+    ] = "latest",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of the path.")] = False,
+    preset: Preset = None,
+) -> None:
+    """Print where the audit's page lies: one HTML file that tells the whole run."""
+    from resources.home import Home
+    from resources.report_files import find_report
+
+    home = Home.prepared(home_of(preset))
+    audit_id, path = find_report(
+        home, _latest_id(home, "audit") if artifact == "latest" else artifact
+    )
+    print(json.dumps({"audit_id": audit_id, "path": str(path)}) if as_json else path)
+
+
+@app.command()
 def release(
     name: Annotated[str, typer.Argument(help="The registered model's name in MLflow.")],
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint's id, or `latest`.")] = "latest",

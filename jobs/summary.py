@@ -108,9 +108,15 @@ def _places(home: Home, run: Reconciliation) -> list[str]:
         ("warehouse", home.warehouse.path),
         ("subset", Path(str(run.of("subset", "folder")))),
         ("model", run.of("checkpoint", "mlflow_model_uri")),
+        *([("audit", Path(str(page)))] if (page := _page(run)) else []),
         ("Dagster runs", ", ".join(run.run_ids) or "none"),
     ]
     return [f"  {name:<{_WIDTH - 2}}{_short(place)}" for name, place in places]
+
+
+def _page(run: Reconciliation) -> object:
+    """Returns where the audit's page lies; None where its asset was last made before it had one."""
+    return run.metadata.get("audit", {}).get("report")
 
 
 def _short(place: object) -> str:

@@ -71,21 +71,48 @@ class LanguageModel:
         Raises:
             ModelError: the model has no chat template, or one that drops the problem's text.
         """
+        chat = self._encode_chat(messages, response)
+        num_prompt = chat.num_prompt_tokens
+        content = _token_span(chat.offsets[:num_prompt], chat.content)
+        question = question_span(chat.text, chat.content)
+        return TokenizedText(
+            sample_id,
+            tuple(chat.ids),
+            content,
+            num_prompt,
+            _tokens_with_digits(chat.text, chat.offsets, content),
+            _token_span(chat.offsets[:num_prompt], question)[0],
+        )
+
+    def spell(self, messages: Sequence[Message], response: str | None = None) -> tuple[str, ...]:
+        """Returns the text of every token that `tokenize` gives the chat; joined, all of its text.
+
+        A token that stands for no text, such as the one a text begins with, shows its name. Of a
+        character that several tokens share the last has it.
+        """
+        chat = self._encode_chat(messages, response)
+        starts = [0, *(start for start, _ in chat.offsets[1:]), len(chat.text)]
+        names = self.tokenizer.convert_ids_to_tokens(chat.ids)
+        return tuple(
+            names[i] if start == stop else chat.text[starts[i] : max(starts[i], starts[i + 1])]
+            for i, (start, stop) in enumerate(chat.offsets)
+        )
+
+    def _encode_chat(self, messages: Sequence[Message], response: str | None) -> "_EncodedChat":
         prompt = render_prompt(self.tokenizer, messages, self.prompt_template)
         ids, offsets = self._encode(prompt.text, special=prompt.add_special_tokens)
-        content = _token_span(offsets, prompt.content)
-        marks = (
-            _tokens_with_digits(prompt.text, offsets, content),
-            _token_span(offsets, question_span(prompt.text, prompt.content))[0],
-        )
         if response is None:
-            return TokenizedText(sample_id, tuple(ids), content, len(ids), *marks)
+            return _EncodedChat(prompt.text, prompt.content, ids, offsets, len(ids))
         reply = render_response(self.tokenizer, messages, response, prompt, self.prompt_template)
-        whole, _ = self._encode(prompt.text + reply, special=prompt.add_special_tokens)
+        text = prompt.text + reply
+        whole, whole_offsets = self._encode(text, special=prompt.add_special_tokens)
         if whole[: len(ids)] != ids:
             # A token across the border: generation would never see it, so neither may we.
-            whole = ids + self._encode(reply, special=False)[0]
-        return TokenizedText(sample_id, tuple(whole), content, len(ids), *marks)
+            more, more_offsets = self._encode(reply, special=False)
+            at = len(prompt.text)
+            whole = ids + more
+            whole_offsets = offsets + [(start + at, stop + at) for start, stop in more_offsets]
+        return _EncodedChat(text, prompt.content, whole, whole_offsets, len(ids))
 
     def find_token(self, text: str) -> int | None:
         """Returns the id of the token whose text is exactly this; None where it takes several."""
@@ -102,6 +129,17 @@ class LanguageModel:
             if ended_by_tokenizer:
                 return ids[:-1], offsets[:-1]
         return ids, offsets
+
+
+@dataclass(frozen=True, slots=True)
+class _EncodedChat:
+    """A chat's text and tokens; the content is of the problem's own text, in characters."""
+
+    text: str
+    content: tuple[int, int]
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    num_prompt_tokens: int
 
 
 def _token_span(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> tuple[int, int]:

@@ -84,6 +84,15 @@ class Tracking:
             experiment_id = self.client().get_run(run_id).info.experiment_id
         return self._page(experiment_id, run_id, ui_base)
 
+    def log_file(self, run_id: str, path: Path, folder: str) -> None:
+        """Copies a file to a run's artifacts, into `folder` there; the run may have ended.
+
+        Raises:
+            TrackingError: there is no such run, or the store cannot be reached.
+        """
+        with self.reaching(f"keep {path.name} with run {run_id}"), as_tracking_uri(self.uri):
+            self.client().log_artifact(run_id, str(path), folder)
+
     def has_model(self, model_uri: str) -> bool:
         """Returns whether the store's own folder holds the checkpoint's weights.
 

@@ -22,7 +22,7 @@ STAGE_DEPENDENCIES = {
         "settings/decontamination",
         "settings/evaluation",
     },
-    "audit": {"evaluation"},
+    "audit": {"evaluation", "settings/base_model"},
 }
 BLOCKING = {
     "scores_are_finite_and_differ",

@@ -50,7 +50,7 @@ STAGES = (
     "audit",
 )
 AFTER_SUBSET = ("checkpoint", "evaluation", "audit")
-WITH_FORWARDS = {"head_ranking", "sample_scores", "checkpoint", "evaluation"}
+WITH_FORWARDS = {"head_ranking", "sample_scores", "checkpoint", "evaluation", "audit"}
 A_CHECK = "a check"
 
 

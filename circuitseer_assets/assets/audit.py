@@ -1,4 +1,4 @@
-"""Stage audit: everything the evaluation's figures were made from, in one place."""
+"""Stage audit: everything the evaluation's figures were made from, in one place and on one page."""
 
 import json
 from dataclasses import replace
@@ -7,38 +7,49 @@ from typing import Any
 
 import dagster as dg
 
+from circuitseer_assets.assets.slices import settings_key
 from circuitseer_assets.assets.stage import Made, Materialised, StageRun
 from circuitseer_assets.method.audit import Lineage, format_lineage, lineage_as_json, trace_lineage
-from circuitseer_assets.records import Artifact
+from circuitseer_assets.method.report_page import render_report
+from circuitseer_assets.records import Artifact, artifact_id_of
 from resources.home import Home
 from resources.lineage_facts import read_facts
+from resources.report_data import read_report
+from resources.report_files import REPORT_FILE
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 
 
 @dg.asset(
     group_name="audit",
-    kinds={"json"},
-    deps=["evaluation"],
+    kinds={"json", "html"},
+    deps=["evaluation", settings_key("base_model")],
     code_version=CODE_VERSION,
-    description="Everything upstream of the evaluation: settings, models, heads, seeds and runs.",
+    description="Everything upstream of the evaluation: settings, models, heads, seeds and runs; "
+    "and the whole run as one page of HTML.",
 )
 def audit(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult[Any]:
-    """Writes the lineage of the latest evaluation."""
-    run = StageRun.of(context, home)
+    """Writes the lineage of the latest evaluation, and the page that tells the run."""
+    run = StageRun.of(context, home, "base_model")
     done = make_audit(run)
-    command = f"circuitseer lineage {done.artifact.parents[0]}"
-    return run.result(done, lineage_command=dg.MetadataValue.text(command))
+    page = done.folder / REPORT_FILE
+    return run.result(
+        done,
+        lineage_command=dg.MetadataValue.text(f"circuitseer lineage {done.artifact.parents[0]}"),
+        report=dg.MetadataValue.path(str(page)),
+        report_link=dg.MetadataValue.url(page.resolve().as_uri()),
+    )
 
 
 def make_audit(run: StageRun) -> Materialised:
-    """Returns the lineage of the latest evaluation."""
+    """Returns the lineage of the latest evaluation, with its page."""
     evaluation = run.parent("evaluation")
+    audit_id = artifact_id_of("audit", {}, [evaluation.artifact_id], CODE_VERSION)
     return run.reuse_or_make(
         "audit",
         {},
         [evaluation],
-        lambda folder: _write(_trace(run.home, evaluation), folder),
+        lambda folder: _write(run, _trace(run.home, evaluation), audit_id, folder),
         code_version=CODE_VERSION,
     )
 
@@ -48,8 +59,17 @@ def _trace(home: Home, evaluation: Artifact) -> Lineage:
     return replace(lineage, facts=read_facts(home.warehouse, lineage.artifacts))
 
 
-def _write(lineage: Lineage, folder: Path) -> Made:
+def _write(run: StageRun, lineage: Lineage, audit_id: str, folder: Path) -> Made:
     text = format_lineage(lineage)
     (folder / "lineage.txt").write_text(text)
     (folder / "lineage.json").write_text(json.dumps(lineage_as_json(lineage), indent=1))
-    return Made(data=["lineage.json"], summary={"lineage_md": f"```text\n{text}\n```"})
+    page = folder / REPORT_FILE
+    page.write_text(render_report(read_report(run.home, lineage, audit_id)), encoding="utf-8")
+    # Beside the training it tells of, so that whoever looks at the model finds it.
+    training_run = next(one.mlflow_run_id for one in lineage.artifacts if one.mlflow_run_id)
+    run.home.tracking().log_file(training_run, page, f"audit/{audit_id}")
+    return Made(
+        data=["lineage.json"],
+        summary={"lineage_md": f"```text\n{text}\n```"},
+        mlflow_run_id=training_run,
+    )

@@ -104,13 +104,12 @@ def score_samples(
             f"heads must name at least one of the model's {shape.num_layers} x {shape.num_heads} "
             f"heads, got {foreign[0] if foreign else 'none'}; rank this model's heads first"
         )
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limit = min(n for n in (settings.max_tokens, context, 2**62) if n is not None)
+    limit = token_limit(model, settings)
     remaining = iter(texts)
     while window := list(itertools.islice(remaining, WINDOW_SAMPLES)):
         readable = []
         for text in window:
-            reading = _to_read(text, settings, limit)
+            reading = text_to_read(text, settings, limit)
             if isinstance(reading, UnscoredSample):
                 yield reading
             else:
@@ -122,8 +121,14 @@ def score_samples(
 # what is read of a text ---------------------------------------------------------------------------
 
 
+def token_limit(model: PreTrainedModel, settings: ScoringSettings) -> int:
+    """Returns how many tokens of a text are read at most."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(n for n in (settings.max_tokens, context, 2**62) if n is not None)
+
+
 @dataclass(frozen=True, slots=True)
-class _ToRead:
+class TextToRead:
     """The tokens the model reads of a text, and the half-open spans of the queries and the keys."""
 
     text: TokenizedText
@@ -138,9 +143,10 @@ class _ToRead:
         return self.text.sample_id
 
 
-def _to_read(
+def text_to_read(
     text: TokenizedText, settings: ScoringSettings, limit: int
-) -> _ToRead | UnscoredSample:
+) -> TextToRead | UnscoredSample:
+    """Returns what is read of a text of which `limit` tokens are, or why it cannot be scored."""
     prompt_only = settings.span == "prompt"
     ids = text.input_ids[: text.response_start] if prompt_only else text.input_ids
     if len(ids) > limit and settings.long_prompts == "quarantine":
@@ -158,7 +164,7 @@ def _to_read(
     if stop - start < settings.min_tokens:
         return _too_few(text.sample_id, stop - start, settings)
     first_query = stop - 1 if settings.queries == "last" else start
-    return _ToRead(text, ids, (first_query, stop), (start, stop), is_truncated)
+    return TextToRead(text, ids, (first_query, stop), (start, stop), is_truncated)
 
 
 def _too_few(sample_id: str, usable: int, settings: ScoringSettings) -> UnscoredSample:
@@ -174,7 +180,7 @@ Look: TypeAlias = Callable[[AttentionCall, Sequence[int]], Tensor]
 
 def _score_batch(
     model: PreTrainedModel,
-    batch: Sequence[_ToRead],
+    batch: Sequence[TextToRead],
     heads: Sequence[HeadId],
     settings: ScoringSettings,
 ) -> Iterator[SampleScore | UnscoredSample]:
@@ -187,17 +193,17 @@ def _score_batch(
     reading = find_reading(settings)
     if reading.of_heads:
         read = reading.load()
-        of_heads = _read(model, batch, heads, lambda call, here: read(call, here, marks))
+        of_heads = read_heads(model, batch, heads, lambda call, here: read(call, here, marks))
         for text, values in zip(batch, of_heads, strict=True):
             yield _finish(text, values.mean(), text.keys[1] - text.keys[0])
         return
-    received = _read(model, batch, heads, _received_by(marks.queries, settings))
+    received = read_heads(model, batch, heads, received_by(marks.queries, settings))
     for text, values in zip(batch, received, strict=True):
         attention, num_queries = values[..., slice(*text.keys)].unbind(1)
         yield _score_one(text, attention, num_queries, settings)
 
 
-def _received_by(queries: Tensor, settings: ScoringSettings) -> Look:
+def received_by(queries: Tensor, settings: ScoringSettings) -> Look:
     """Returns what tells what every token receives, and from how many queries, (B, h, 2, T)."""
     lift = settings.reading == "attention_lift"
 
@@ -213,8 +219,8 @@ def _received_by(queries: Tensor, settings: ScoringSettings) -> Look:
 
 
 @torch.inference_mode()
-def _read(
-    model: PreTrainedModel, batch: Sequence[_ToRead], heads: Sequence[HeadId], look: Look
+def read_heads(
+    model: PreTrainedModel, batch: Sequence[TextToRead], heads: Sequence[HeadId], look: Look
 ) -> Tensor:
     """Returns what `look` sees of all heads, by layer and head, in a forward up to the deepest."""
     by_layer = {
@@ -240,7 +246,7 @@ def _read(
 
 
 def _score_one(
-    text: _ToRead, attention: Tensor, num_queries: Tensor, settings: ScoringSettings
+    text: TextToRead, attention: Tensor, num_queries: Tensor, settings: ScoringSettings
 ) -> SampleScore | UnscoredSample:
     """Returns the score from what each token received, and from how many: (heads, T) each."""
     if settings.reduce == "mean_then_variance":
@@ -251,18 +257,46 @@ def _score_one(
     usable = int((num_queries > 0).sum(-1).min())
     if usable < settings.min_tokens:
         return _too_few(text.sample_id, usable, settings)
-    profile = attention / num_queries.clamp_min(1)
-    partial = settings.tokens == "content" or settings.span == "response"
+    profile, weights = profile_of(attention, num_queries, settings)
     if settings.reading == "attention_lift":
-        readings = _weighted_variance(profile, num_queries, renormalise=partial)
+        readings = _weighted_variance(profile, weights, mean=1.0 if _is_partial(settings) else None)
     else:
-        readings = _variance(profile, renormalise=partial)
+        readings = _variance(profile)
         if settings.reading == "attention_cv2":
             readings = readings * usable**2
     return _finish(text, readings.mean(), usable)
 
 
-def _finish(text: _ToRead, reading: Tensor, usable: int) -> SampleScore | UnscoredSample:
+def profile_of(
+    attention: Tensor, num_queries: Tensor, settings: ScoringSettings
+) -> tuple[Tensor, Tensor]:
+    """Returns what each token receives of a query's attention, and its weight in the variance.
+
+    All have one row a head, or one for their sum, and one column a token, (heads, T). A row without
+    any attention is NaN.
+
+    Args:
+        attention: the sum over the queries of what each token receives.
+        num_queries: how many queries that is from.
+        settings: the reading and its options.
+    """
+    profile = attention / num_queries.clamp_min(1)
+    if settings.reading == "attention_lift":
+        weights = num_queries / num_queries.sum(-1, True)
+        total = (weights * profile).sum(-1, True)
+    else:
+        weights = torch.full_like(profile, 1 / profile.shape[-1])
+        total = profile.sum(-1, True)
+    profile = profile / total if _is_partial(settings) else profile
+    return profile.where(total > 0, torch.nan), weights
+
+
+def _is_partial(settings: ScoringSettings) -> bool:
+    """Returns whether only a part of what is read counts: its profile is then renormalised."""
+    return settings.tokens == "content" or settings.span == "response"
+
+
+def _finish(text: TextToRead, reading: Tensor, usable: int) -> SampleScore | UnscoredSample:
     score = float(reading)
     if not math.isfinite(score):
         detail = f"no attention on the {usable} usable tokens"
@@ -270,19 +304,13 @@ def _finish(text: _ToRead, reading: Tensor, usable: int) -> SampleScore | Unscor
     return SampleScore(text.sample_id, score, usable, text.is_truncated)
 
 
-def _variance(profile: Tensor, *, renormalise: bool) -> Tensor:
-    """Returns sum((a - 1/T)^2) / T of each row, NaN without mass; in this form nothing cancels."""
-    mass = profile.sum(-1, True)
-    profile = (profile / mass if renormalise else profile).where(mass > 0, torch.nan)
+def _variance(profile: Tensor) -> Tensor:
+    """Returns sum((a - 1/T)^2) / T of each row; in this form nothing cancels."""
     num_tokens = profile.shape[-1]
     return (profile - 1 / num_tokens).square().sum(-1) / num_tokens
 
 
-def _weighted_variance(profile: Tensor, weights: Tensor, *, renormalise: bool) -> Tensor:
-    """Returns the weighted variance of each row, NaN without mass."""
-    weights = weights / weights.sum(-1, True)
-    mean = (weights * profile).sum(-1, True)
-    if renormalise:
-        profile, mean = profile / mean, torch.ones_like(mean)
-    profile = profile.where(mean > 0, torch.nan)
-    return (weights * (profile - mean).square()).sum(-1)
+def _weighted_variance(profile: Tensor, weights: Tensor, *, mean: float | None) -> Tensor:
+    """Returns the weighted variance of each row about `mean`, if None about its own."""
+    middle = (weights * profile).sum(-1, True) if mean is None else mean
+    return (weights * (profile - middle).square()).sum(-1)

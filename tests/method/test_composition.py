@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from circuitseer_assets.method.composition import count_steps, value_of
+from circuitseer_assets.method.composition import compare_composition, count_steps, value_of
 from circuitseer_assets.method.corpus import sample_from_texts
 from circuitseer_assets.method.word_problems import generate_problems
+from circuitseer_assets.records import Sample
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,26 @@ def test_a_column_of_the_corpus_comes_before_what_is_known_of_every_sample() -> 
     assert value_of(one, "family") == "None"
     own = replace(one, original={"source": "web", "num_steps": 7, "family": None})
     assert [value_of(own, c) for c in ("source", "num_steps", "family")] == ["web", "7", "None"]
+
+
+def rows(*columns: dict[str, object]) -> list[Sample]:
+    return [
+        sample_from_texts(f"p{i}", "1 + 1 = 2", source="a.jsonl", position=i, original=original)
+        for i, original in enumerate(columns)
+    ]
+
+
+def test_a_subset_is_compared_by_every_column_that_has_kinds() -> None:
+    samples = rows(*({"kind": "xy"[i % 2], "id": i, "one": 1, "p": "ab"[i % 2]} for i in range(60)))
+    drawn = {sample.sample_id for sample in samples[:10:2]} | {samples[1].sample_id}
+    [kind] = compare_composition(samples, drawn, text_columns=["p"])
+    assert kind.column == "kind"  # id has too many values, one and source have one
+    assert kind.corpus == {"x": 30, "y": 30}
+    assert kind.subset == {"x": 5, "y": 1}
+
+
+def test_a_column_that_only_repeats_another_is_left_out_and_free_text_as_well() -> None:
+    samples = rows(*({"a": i % 3, "b": i % 3, "text": "long " * (i % 2 * 20)} for i in range(12)))
+    compositions = compare_composition(samples, {samples[0].sample_id})
+    assert [one.column for one in compositions] == ["a"]
+    assert compositions[0].subset == {"0": 1}

@@ -463,6 +463,22 @@ def test_a_token_across_the_border_is_cut(folder, tmp_path):
     )
 
 
+@pytest.mark.parametrize("template", [None, "Q: {prompt}A:"], ids=["chat", "template"])
+@pytest.mark.parametrize("response", [None, "It is \N{SNOWMAN}5"])
+def test_the_tokens_are_spelled_as_the_text_they_stand_for(folder, tmp_path, template, response):
+    """A snowman takes three tokens here; what begins a text stands for none of it."""
+    model = load_language_model(local(folder, prompt_template=template), cache=tmp_path)
+    question = Message("user", "What is\n  \N{SNOWMAN} + 3?")
+    text = model.tokenize("a", [question], response)
+    spelled = model.spell([question], response)
+    assert len(spelled) == len(text.input_ids)
+    whole = model.tokenizer.decode(text.input_ids)
+    assert "".join(spelled) == whole
+    assert "\N{REPLACEMENT CHARACTER}" not in whole
+    start, stop = text.content
+    assert "".join(spelled[start:stop]).strip() == question.content
+
+
 def test_a_prompt_template_joins_the_turns(folder, tmp_path):
     settings = local(folder, prompt_template="{prompt} =")
     model = load_language_model(settings, cache=tmp_path)

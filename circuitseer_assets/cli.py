@@ -180,6 +180,28 @@ def release(
     print(uri)
 
 
+@app.command()
+def prune(
+    keep: Annotated[int, typer.Option(help="How many of each stage's newest artifacts stay.")],
+    keep_subset: Annotated[
+        list[str] | None, typer.Option(help="A subset's id that stays, too; may be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    preset: Preset = None,
+) -> None:
+    """Remove old artifacts; never what is in use, released, exported, or what these stand on."""
+    home = _home_at(home_of(preset))
+    _log_to_terminal()
+    from circuitseer_assets.definitions import defs
+    from jobs.prune import format_pruned
+    from jobs.prune import prune as prune_home
+
+    kept = keep_subset or []
+    done = prune_home(defs, home, num_newest=keep, keep_subsets=kept, dry_run=dry_run)
+    print(json.dumps(done.as_json(), indent=1) if as_json else format_pruned(done))
+
+
 def _latest_id(home: "Home", asset: str) -> str:
     """Returns the id of what an asset last materialised: after going back, not the newest made."""
     import dagster as dg

@@ -1,8 +1,10 @@
 """The home: the one folder everything made lies in, and the settings in use for it."""
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from resources.control_texts import PROSE_FILE
 from resources.corpora import corpus_files
 from resources.dead_runs import end_dead_runs, process_tags
 from resources.language_model import identify_model, resolve_dtype
+from resources.processes import one_at_a_time
 from resources.tracking import Tracking
 from resources.warehouse import Warehouse
 
@@ -44,6 +47,9 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
         if context.instance is not None and context.run is not None:
             context.instance.add_run_tags(context.run.run_id, process_tags(context.run.run_id))
             end_dead_runs(context.instance)
+            # Dagster calls this run started by now: either pruning sees it, or it waits for that.
+            with self.pruning():
+                pass
 
     @property
     def folder(self) -> Path:
@@ -58,6 +64,12 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
     def lock_file(self, name: str) -> Path:
         """Returns the file by which one process at a time is at work on what `name` says."""
         return self.folder / "locks" / f"{name}.lock"
+
+    @contextlib.contextmanager
+    def pruning(self) -> Iterator[None]:
+        """Returns a context in which nothing is pruned, and whoever prunes is alone."""
+        with one_at_a_time(self.lock_file("prune"), f"removing what nothing needs in {self.path}"):
+            yield
 
     @property
     def artifacts(self) -> ArtifactStore:

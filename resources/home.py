@@ -32,7 +32,11 @@ from resources.dead_runs import end_dead_runs, process_tags
 from resources.language_model import identify_model, resolve_dtype
 from resources.processes import one_at_a_time
 from resources.tracking import Tracking
+from resources.tracking_paths import rebase_addresses
 from resources.warehouse import Warehouse
+
+MLFLOW_FILES = "mlartifacts"
+"""The folder in a home with the files of MLflow's runs and models."""
 
 
 class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -85,11 +89,15 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
     def tracking_uri(self) -> str:
         """The MLflow tracking URI: the home's own SQLite file unless the settings name a server."""
         named = self.settings().execution.mlflow_tracking_uri
-        return named or f"sqlite:///{self.folder / 'mlflow.db'}"
+        return named or _sqlite_uri(self.folder / "mlflow.db")
 
     def tracking(self) -> Tracking:
-        """Returns the MLflow store in use."""
-        return Tracking(self.tracking_uri, artifact_root=self.folder / "mlartifacts")
+        """Returns the MLflow store in use; one that moved with its home finds its files again."""
+        tracking = Tracking(self.tracking_uri, artifact_root=self.folder / MLFLOW_FILES)
+        database = self.folder / "mlflow.db"
+        if tracking.uri == _sqlite_uri(database) and database.exists():
+            rebase_addresses(database, tracking.experiment, self.folder, root=MLFLOW_FILES)
+        return tracking
 
     def settings(self) -> Settings:
         """Returns the settings in use, read anew: assets never see an older file."""
@@ -139,6 +147,10 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def _sqlite_uri(database: Path) -> str:
+    return f"sqlite:///{database}"
 
 
 def slice_version(settings: Settings, name: str, *, models: Path) -> str:

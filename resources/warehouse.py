@@ -4,6 +4,7 @@ DuckDB lets one process write, or several read, so every method opens, does its 
 """
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,23 @@ class Warehouse:
         """Returns the artifact with this id, or None where there is none."""
         found = self._artifacts("where artifact_id = $id", {"id": artifact_id})
         return found[0] if found else None
+
+    def copy_to(self, destination: Path) -> None:
+        """Returns when `destination` is the warehouse as it is at one moment.
+
+        Nobody writes meanwhile: a reader keeps every other process's writer waiting.
+
+        Raises:
+            WarehouseError: as `connect`.
+        """
+        with self.connect(read_only=True):
+            # What a killed writer has committed lies in the log until the next writer opens it. The
+            # file itself comes last: closing it here gives up this process's lock on it.
+            for name in (f"{self.path.name}.wal", self.path.name):
+                source = self.path.with_name(name)
+                if source.exists():
+                    target = destination.with_name(name.replace(self.path.name, destination.name))
+                    shutil.copyfile(source, target)
 
     def artifacts(self) -> list[Artifact]:
         """Returns all artifacts, the oldest first."""

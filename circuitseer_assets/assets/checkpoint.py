@@ -70,6 +70,13 @@ def _model_is_there(home: Home, folder: Path) -> bool:
     return bool(recorded == _weights(model))
 
 
+def is_as_logged(folder: Path, mlflow_files: Path) -> bool:
+    """Returns whether the weights of the checkpoint in `folder` are whole among MLflow's files."""
+    model_id = load_checkpoint(folder)["mlflow_model_uri"].removeprefix("models:/")
+    recorded = json.loads((folder / WEIGHTS_FILE).read_text())
+    return bool(recorded == _weights(mlflow_files / "models" / model_id / "artifacts" / "model"))
+
+
 def _weights(model: Path) -> dict[str, str]:
     return {path.name: digest_file(path) for path in sorted(model.glob("*.safetensors"))}
 

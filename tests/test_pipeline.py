@@ -14,11 +14,15 @@ import pytest
 
 from circuitseer_assets.definitions import make_definitions
 from circuitseer_assets.records import STAGES
+from jobs.backup import back_up
+from jobs.lineage import read_lineage
+from jobs.prune import prune
 from jobs.reconcile import reconcile
 from jobs.run import run_job
 from resources.benchmarks import benchmark_digest
 from resources.dead_runs import PID_TAG, end_dead_runs, process_tags
 from resources.home import Home
+from tests.test_cli import circuitseer
 
 UPSTREAM_OF_THE_SUBSET = ("corpus", "probe_set", "pool", "head_ranking", "sample_scores")
 RunGraph = Callable[..., Any]
@@ -220,6 +224,30 @@ def test_nothing_is_stale_after_a_whole_run(
     run_graph()
     done = reconcile(make_definitions(home), home)
     assert done.run_ids == ()
+
+
+@pytest.mark.long
+def test_a_pruned_home_and_its_backup_are_fresh_and_name_nothing_that_is_gone(
+    first_run: Any, run_graph: RunGraph, home: Home, tmp_path: Path
+) -> None:
+    more = run_graph(selection={"budget": {"samples": 28}})
+    run_graph()
+    gone, kept = (run.of("subset", "artifact_id") for run in (more, first_run))
+    done = prune(make_definitions(home), home, num_newest=0)
+    assert done.removed["subset"].count >= 1
+    subsets = home.warehouse.query("select subset_id from subset_lineage")["subset_id"].to_pylist()
+    assert subsets == [kept] != [gone]
+    lineage = read_lineage(home, first_run.of("audit", "artifact_id"))
+    assert lineage.missing == ()
+    recorded = {artifact.artifact_id for artifact in home.warehouse.artifacts()}
+    assert recorded == {artifact.artifact_id for artifact in lineage.artifacts}
+    assert reconcile(make_definitions(home), home).run_ids == ()
+    assert prune(make_definitions(home), home, num_newest=0).removed == {}
+
+    assert back_up(home, tmp_path / "backup").incomplete == ()
+    plan = circuitseer(tmp_path / "backup", "plan")
+    assert plan.returncode == 0, plan.stderr
+    assert [line.split()[1] for line in plan.stdout.splitlines()] == ["fresh"] * 9
 
 
 @pytest.mark.long

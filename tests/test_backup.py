@@ -132,6 +132,26 @@ def test_what_a_killed_writer_committed_is_in_the_copy(home: Home, tmp_path: Pat
     assert copy.warehouse.query("select name from base_models")["name"].to_pylist() == ["late"]
 
 
+def test_nobody_writes_to_the_warehouse_while_its_file_is_read(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_artifact(home, "corpus-one")
+    copy_file, refused = shutil.copyfile, []
+
+    def copy_while_another_opens_it(source: Path, destination: Path, **how: bool) -> None:
+        if source == home.warehouse.path:
+            program = f"import duckdb; duckdb.connect({str(source)!r})"
+            done = subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, check=False
+            )
+            refused.append("Could not set lock" in done.stderr)
+        copy_file(source, destination, **how)
+
+    monkeypatch.setattr("resources.warehouse.shutil.copyfile", copy_while_another_opens_it)
+    back_up(home, tmp_path / "backup")
+    assert refused == [True]
+
+
 def test_a_sqlite_database_is_copied_at_one_moment(tmp_path: Path) -> None:
     """Two tables that are always equal, by a writer that writes one after the other."""
     database = tmp_path / "live.db"

@@ -237,6 +237,59 @@ def release(
     print(uri)
 
 
+@app.command()
+def prune(
+    keep: Annotated[int, typer.Option(help="How many of each stage's newest artifacts stay.")],
+    keep_subset: Annotated[
+        list[str] | None, typer.Option(help="A subset's id that stays, too; may be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    preset: Preset = None,
+) -> None:
+    """Remove old artifacts; never what is in use, released, exported, or what these stand on."""
+    home = _home_at(home_of(preset))
+    _log_to_terminal()
+    from circuitseer_assets.definitions import defs
+    from jobs.prune import format_pruned
+    from jobs.prune import prune as prune_home
+
+    kept = keep_subset or []
+    done = prune_home(defs, home, num_newest=keep, keep_subsets=kept, dry_run=dry_run)
+    print(json.dumps(done.as_json(), indent=1) if as_json else format_pruned(done))
+
+
+@app.command()
+def backup(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Not there yet; by default beside the home: backups/NAME-TIME."),
+    ] = None,
+    hard_links: Annotated[
+        bool,
+        typer.Option("--hard-links", help="Share what never changes with the home, on its disk."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would hold.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    preset: Preset = None,
+) -> None:
+    """Copy the home to a folder that is a home itself; runs may go on meanwhile."""
+    home = _home_at(home_of(preset))
+    _log_to_terminal()
+    from jobs.backup import back_up
+
+    done = back_up(home, folder, hard_links=hard_links, dry_run=dry_run)
+    if as_json:
+        print(json.dumps(done.as_json(), indent=1))
+        return
+    console.print(f"{done.num_artifacts} artifacts, {done.num_bytes / 1e6:.1f} MB")
+    for sentence in (*(f"not whole: {one}" for one in done.incomplete), *done.not_included):
+        console.print(sentence, style="yellow")
+    print(done.folder)
+
+
 def _latest_id(home: "Home", asset: str) -> str:
     """Returns the id of what an asset last materialised: after going back, not the newest made."""
     import dagster as dg

@@ -45,5 +45,9 @@ class TrackingError(CircuitSeerError):
     """The MLflow store cannot be reached, or refuses what it is given."""
 
 
+class HousekeepingError(CircuitSeerError):
+    """A home cannot be pruned or backed up as it stands."""
+
+
 class AlertError(CircuitSeerError):
     """A message to people outside could not be delivered."""

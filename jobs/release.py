@@ -46,10 +46,11 @@ def release_checkpoint(home: Home, checkpoint_id: str, name: str) -> str:
         "subset_id": subset.artifact_id,
         "dagster_run_id": checkpoint.dagster_run_id or "",
     }
-    return register_model(
-        home.tracking(),
-        str(lineage.facts[checkpoint.artifact_id]["model"]),
-        name,
-        description=f"```text\n{format_lineage(upstream)}\n```",
-        tags=tags,
-    )
+    with home.pruning():  # what is released is never pruned: here it is one or the other
+        return register_model(
+            home.tracking(),
+            str(lineage.facts[checkpoint.artifact_id]["model"]),
+            name,
+            description=f"```text\n{format_lineage(upstream)}\n```",
+            tags=tags,
+        )

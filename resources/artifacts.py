@@ -149,6 +149,11 @@ class ArtifactStore:
         except (ArtifactError, FileNotFoundError):
             return False
 
+    def num_bytes(self, stage: str, artifact_id: str) -> int:
+        """Returns the size of all its files; 0 where it has none."""
+        files = self.folder(stage, artifact_id).rglob("*")
+        return sum(file.stat().st_size for file in files if file.is_file())
+
     def remove(self, stage: str, artifact_id: str) -> None:
         """Returns when the artifact's files are gone; a reader sees all of them or none."""
         folder = self.folder(stage, artifact_id)

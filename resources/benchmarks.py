@@ -20,6 +20,7 @@ from typing import Any
 from circuitseer_assets.errors import CircuitSeerError, EvaluationError
 from circuitseer_assets.records import Problem, digest_of
 from circuitseer_assets.settings import Benchmark, resolve_path
+from resources.artifacts import digest_file
 
 TASKS = Path(__file__).with_name("lm_eval_tasks")
 
@@ -77,6 +78,17 @@ def task_version(benchmark: Benchmark) -> str:
     """
     files = [_yaml_file(benchmark), TASKS / "answers.py"]
     return digest_of([benchmark.task, *(path.read_text(encoding="utf-8") for path in files)])
+
+
+def benchmark_digest(benchmark: Benchmark) -> str:
+    """Returns a digest of what decides a benchmark's problems: its task, files, number and seed.
+
+    Raises:
+        EvaluationError: the task is unknown.
+        ArtifactError: a file the benchmark names does not exist.
+    """
+    files = [digest_file(path) for path in benchmark.files()]
+    return digest_of([task_version(benchmark), files, benchmark.num_problems, benchmark.seed])
 
 
 def load_problems(benchmark: Benchmark, *, folder: Path) -> list[Problem]:

@@ -53,6 +53,13 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return [run.run_id for run in dead]
 
 
+def find_running(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Returns the runs at work, or about to stop, after ending those that died."""
+    end_dead_runs(instance)
+    at_work = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    return list(instance.get_runs(dg.RunsFilter(statuses=at_work)))
+
+
 def _is_dead(run: dg.DagsterRun) -> bool:
     run_id, _, process = run.tags[PID_TAG].partition(":")
     pid, _, start = process.partition(":")

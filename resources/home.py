@@ -1,8 +1,10 @@
 """The home: the one folder everything made lies in, and the settings in use for it."""
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,13 @@ from resources.control_texts import PROSE_FILE
 from resources.corpora import corpus_files
 from resources.dead_runs import end_dead_runs, process_tags
 from resources.language_model import identify_model, resolve_dtype
+from resources.processes import one_at_a_time
 from resources.tracking import Tracking
+from resources.tracking_paths import rebase_addresses
 from resources.warehouse import Warehouse
+
+MLFLOW_FILES = "mlartifacts"
+"""The folder in a home with the files of MLflow's runs and models."""
 
 
 class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -44,6 +51,9 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
         if context.instance is not None and context.run is not None:
             context.instance.add_run_tags(context.run.run_id, process_tags(context.run.run_id))
             end_dead_runs(context.instance)
+            # Dagster calls this run started by now: either pruning sees it, or it waits for that.
+            with self.pruning():
+                pass
 
     @property
     def folder(self) -> Path:
@@ -59,6 +69,12 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Returns the file by which one process at a time is at work on what `name` says."""
         return self.folder / "locks" / f"{name}.lock"
 
+    @contextlib.contextmanager
+    def pruning(self) -> Iterator[None]:
+        """Returns a context in which nothing is pruned, and whoever prunes is alone."""
+        with one_at_a_time(self.lock_file("prune"), f"removing what nothing needs in {self.path}"):
+            yield
+
     @property
     def artifacts(self) -> ArtifactStore:
         """The artifact store."""
@@ -73,11 +89,15 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
     def tracking_uri(self) -> str:
         """The MLflow tracking URI: the home's own SQLite file unless the settings name a server."""
         named = self.settings().execution.mlflow_tracking_uri
-        return named or f"sqlite:///{self.folder / 'mlflow.db'}"
+        return named or _sqlite_uri(self.folder / "mlflow.db")
 
     def tracking(self) -> Tracking:
-        """Returns the MLflow store in use."""
-        return Tracking(self.tracking_uri, artifact_root=self.folder / "mlartifacts")
+        """Returns the MLflow store in use; one that moved with its home finds its files again."""
+        tracking = Tracking(self.tracking_uri, artifact_root=self.folder / MLFLOW_FILES)
+        database = self.folder / "mlflow.db"
+        if tracking.uri == _sqlite_uri(database) and database.exists():
+            rebase_addresses(database, tracking.experiment, self.folder, root=MLFLOW_FILES)
+        return tracking
 
     def settings(self) -> Settings:
         """Returns the settings in use, read anew: assets never see an older file."""
@@ -127,6 +147,10 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def _sqlite_uri(database: Path) -> str:
+    return f"sqlite:///{database}"
 
 
 def slice_version(settings: Settings, name: str, *, models: Path) -> str:

@@ -2,9 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from circuitseer_assets.errors import ArtifactError
-from resources.tracking import Tracking, as_tracking_uri
+from resources.tracking import Tracking, as_tracking_uri, unless_gone
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _LOGGED = re.compile(r"models:/(?P<model_id>m-[0-9a-f]{32})")
 _OF_RUN = re.compile(r"runs:/(?P<run_id>[0-9a-f]{32})(/.*)?")
@@ -48,6 +52,28 @@ def find_artifact_id(tracking: Tracking, uri: str) -> str:
             f"`circuitseer release`; name the checkpoint's id instead"
         )
     return str(artifact_id)
+
+
+def artifact_id_of_version(client: "MlflowClient", version: Any) -> str | None:
+    """Returns the artifact that a version of a registered model is; None if it leads to none.
+
+    One that was not registered by `release_checkpoint` is followed through its model or its run.
+    """
+    if artifact_id := _artifact_id_in(version.tags):
+        return artifact_id
+    source = version.source or ""
+    if logged := _LOGGED.fullmatch(source):
+        model = unless_gone(client.get_logged_model, logged["model_id"])
+        if model is not None:
+            return _artifact_id_in(model.tags)
+    of_run = _OF_RUN.fullmatch(source)
+    run_id = of_run["run_id"] if of_run else version.run_id
+    run = unless_gone(client.get_run, run_id) if run_id else None
+    return _artifact_id_in(run.data.tags) if run is not None else None
+
+
+def _artifact_id_in(tags: Mapping[str, str]) -> str | None:
+    return tags.get("artifact_id")
 
 
 def register_model(

@@ -42,6 +42,22 @@ def is_running(pid: int, start: str = "") -> bool:
 
 
 @contextlib.contextmanager
+def if_free(lock_file: Path) -> Iterator[bool]:
+    """Returns a context that tells whether nobody was in it; then nobody else is until it ends."""
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
 def one_at_a_time(lock_file: Path, what: str) -> Iterator[None]:
     """Returns a context that one process at a time is in; the others wait, and say for `what`.
 

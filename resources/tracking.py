@@ -6,13 +6,12 @@ on first use, since importing it takes seconds.
 """
 
 import importlib.metadata
-import json
 import logging
 import math
 import os
 import pkgutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ UI_BASE = "http://127.0.0.1:5000"
 _ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
 _MAX_PARAMS = 100
 _MAX_PARAM_LENGTH = 6000
-_MAX_DIGEST_LENGTH = 36
 _MODEL_REQUIREMENTS = ("torch", "transformers", "accelerate")
 
 
@@ -93,12 +91,17 @@ class Tracking:
         with self.reaching(f"keep {path.name} with run {run_id}"), as_tracking_uri(self.uri):
             self.client().log_artifact(run_id, str(path), folder)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the store is a SQLite file, whose runs' files lie in a folder of this machine."""
+        return self.uri.startswith("sqlite:")
+
     def has_model(self, model_uri: str) -> bool:
         """Returns whether the store's own folder holds the checkpoint's weights.
 
         A server is not asked: it would have to send them all.
         """
-        if self.artifact_root is None or not self.uri.startswith("sqlite:"):
+        if self.artifact_root is None or not self.is_file:
             return True
         model_id = model_uri.removeprefix("models:/")
         return any(self.artifact_root.glob(f"**/{model_id}/artifacts/model/*.safetensors"))
@@ -140,8 +143,8 @@ class Tracking:
         existing = client.get_experiment_by_name(self.experiment)
         if existing is not None:
             return str(existing.experiment_id)
-        is_file = self.uri.startswith("sqlite:") and self.artifact_root is not None
-        location = self.artifact_root.resolve().as_uri() if is_file else None  # type: ignore[union-attr]
+        root = self.artifact_root if self.is_file else None
+        location = root.resolve().as_uri() if root is not None else None
         return str(client.create_experiment(self.experiment, artifact_location=location))
 
     def _page(self, experiment_id: str, run_id: str, ui_base: str = UI_BASE) -> str:
@@ -204,24 +207,6 @@ class TrackedRun:
         with self.tracking.reaching("log metrics"):
             self.tracking.client().log_batch(self.run_id, metrics=batch)
 
-    def log_training_set(self, path: Path, *, subset_id: str, data_version: str) -> None:
-        """Records the Parquet file at `path` as what the run was trained on."""
-        import pyarrow.parquet as pq
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(
-            name=subset_id,
-            digest=data_version[:_MAX_DIGEST_LENGTH],
-            source_type="local",
-            source=json.dumps({"uri": path.resolve().as_uri()}),
-            profile=json.dumps({"num_rows": pq.read_metadata(path).num_rows}),
-        )
-        context = InputTag(key="mlflow.data.context", value="training")
-        with self.tracking.reaching("log the training set"):
-            self.tracking.client().log_inputs(
-                self.run_id, datasets=[DatasetInput(dataset, tags=[context])]
-            )
-
     def log_checkpoint(self, folder: Path, *, tags: Mapping[str, str | None] | None = None) -> str:
         """Returns the URI of the MLflow model that the checkpoint in `folder` is logged as.
 
@@ -255,6 +240,18 @@ class TrackedRun:
                 model_id=model.model_id,
             )
         return str(info.model_uri)
+
+
+def unless_gone(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Returns what MLflow answers to a call, None where it says that there is no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return call(*args, **kwargs)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 @contextmanager

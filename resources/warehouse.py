@@ -4,6 +4,7 @@ DuckDB lets one process write, or several read, so every method opens, does its 
 """
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from resources.warehouse_artifacts import (
     supersede,
 )
 from resources.warehouse_lock import open_waiting
+from resources.warehouse_removal import refuse_gaps, remove_artifacts
 from resources.warehouse_rows import append_rows
 from resources.warehouse_schema import (
     MIGRATIONS,
@@ -125,6 +127,21 @@ class Warehouse:
                 connection, "where artifact_id = $id", {"id": artifact.artifact_id}
             )[0]
 
+    def remove(self, artifact_ids: Sequence[str], *, dry_run: bool = False) -> dict[str, int]:
+        """Returns how many rows of each table went with the artifacts, deleted in one go.
+
+        Of shared rows only those go that nothing needs any more. With `dry_run` all stay.
+
+        Raises:
+            WarehouseError: something that stays was made from one of them; nothing is deleted then.
+        """
+        with self.connect() as connection:
+            connection.execute("begin transaction")
+            removed = remove_artifacts(connection, artifact_ids)
+            refuse_gaps(connection, artifact_ids)
+            connection.execute("rollback" if dry_run else "commit")
+            return removed
+
     def append_scores(
         self, scorer_id: str, scores: pa.Table, unscored: pa.Table | None = None
     ) -> int:
@@ -173,6 +190,47 @@ class Warehouse:
         """Returns the artifact with this id, or None where there is none."""
         found = self._artifacts("where artifact_id = $id", {"id": artifact_id})
         return found[0] if found else None
+
+    def copy_to(self, destination: Path) -> None:
+        """Returns when `destination` is the warehouse as it is at one moment.
+
+        Nobody writes meanwhile: a reader keeps every other process's writer waiting.
+
+        Raises:
+            WarehouseError: as `connect`.
+        """
+        with self.connect(read_only=True):
+            # What a killed writer has committed lies in the log until the next writer opens it. The
+            # file itself comes last: closing it here gives up this process's lock on it.
+            for name in (f"{self.path.name}.wal", self.path.name):
+                source = self.path.with_name(name)
+                if source.exists():
+                    target = destination.with_name(name.replace(self.path.name, destination.name))
+                    shutil.copyfile(source, target)
+
+    def artifacts(self) -> list[Artifact]:
+        """Returns all artifacts, the oldest first."""
+        return self._artifacts("order by created_at, rowid", {})
+
+    def models_of_checkpoints(self) -> dict[str, str]:
+        """Returns the id of every checkpoint's model in MLflow, by the checkpoint's."""
+        rows = self.query("select checkpoint_id, mlflow_model_uri from checkpoints").to_pylist()
+        return {
+            row["checkpoint_id"]: row["mlflow_model_uri"].removeprefix("models:/") for row in rows
+        }
+
+    def mlflow_runs_of(self, artifact_ids: Sequence[str]) -> list[str]:
+        """Returns the runs of MLflow that made these artifacts, or made what they superseded."""
+        sql = """
+            select distinct mlflow_run_id from (
+                select artifact_id, mlflow_run_id from artifacts
+                union all
+                select artifact_id, mlflow_run_id from superseded_artifacts
+            )
+            where mlflow_run_id is not null and list_contains($ids::varchar[], artifact_id)
+        """
+        runs = self.query(sql, {"ids": list(artifact_ids)})["mlflow_run_id"].to_pylist()
+        return [str(run_id) for run_id in runs]
 
     def latest_artifacts(self, stage: str, limit: int | None = None) -> list[Artifact]:
         """Returns the artifacts of one stage, the newest first."""

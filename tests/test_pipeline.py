@@ -14,10 +14,15 @@ import pytest
 
 from circuitseer_assets.definitions import make_definitions
 from circuitseer_assets.records import STAGES
+from jobs.backup import back_up
+from jobs.lineage import read_lineage
+from jobs.prune import prune
 from jobs.reconcile import reconcile
 from jobs.run import run_job
+from resources.benchmarks import benchmark_digest
 from resources.dead_runs import PID_TAG, end_dead_runs, process_tags
 from resources.home import Home
+from tests.test_cli import circuitseer
 
 UPSTREAM_OF_THE_SUBSET = ("corpus", "probe_set", "pool", "head_ranking", "sample_scores")
 RunGraph = Callable[..., Any]
@@ -108,6 +113,63 @@ print("ANSWER", repr(model(chat, max_new_tokens=24)[0]["generated_text"][-1]["co
     assert "ANSWER" in done.stdout, done.stderr[-2000:]
 
 
+def mlflow_run_of(home: Home, run: Any, asset: str) -> Any:
+    return home.tracking().client().get_run(run.of(asset, "mlflow_run_id"))
+
+
+def test_every_mlflow_run_names_its_dagster_run_asset_and_artifact(
+    first_run: Any, home: Home
+) -> None:
+    client = home.tracking().client()
+    [experiment] = client.search_experiments(filter_string="name = 'circuitseer'")
+    runs = client.search_runs([experiment.experiment_id])
+    made_here = [run for run in runs if run.data.tags["dagster_run_id"] == first_run.run_id]
+    assets = sorted(run.data.tags["dagster_asset"] for run in made_here)
+    assert assets == ["checkpoint", "evaluation", "evaluation"]  # of base model and checkpoint
+    for run in runs:
+        artifact = home.warehouse.find_artifact(run.data.tags["artifact_id"])
+        assert artifact is not None
+        assert artifact.mlflow_run_id == run.info.run_id
+        assert artifact.dagster_run_id == run.data.tags["dagster_run_id"]
+
+
+def test_every_materialisation_links_to_its_mlflow_run(first_run: Any, home: Home) -> None:
+    for asset, values in first_run.metadata.items():
+        artifact = home.warehouse.find_artifact(values.get("artifact_id", ""))
+        tracked = artifact.mlflow_run_id if artifact else None
+        assert (asset in ("checkpoint", "evaluation")) == (tracked is not None)
+        assert values.get("mlflow_run_id") == tracked
+        assert tracked is None or values["mlflow_run"].endswith(f"/runs/{tracked}")
+    assert first_run.of("evaluation", "base_mlflow_run") != first_run.of("evaluation", "mlflow_run")
+
+
+def test_the_training_runs_data_set_is_the_subset_by_its_digest(first_run: Any, home: Home) -> None:
+    [given] = mlflow_run_of(home, first_run, "checkpoint").inputs.dataset_inputs
+    subset = home.warehouse.find_artifact(first_run.of("subset", "artifact_id"))
+    assert subset is not None
+    assert (given.dataset.name, given.dataset.digest) == (subset.artifact_id, subset.data_version)
+    num_samples = first_run.of("subset", "num_samples")
+    assert json.loads(given.dataset.profile) == {"num_rows": num_samples}
+
+
+def test_the_evaluations_run_names_its_benchmark_and_the_model_asked(
+    first_run: Any, home: Home
+) -> None:
+    run = mlflow_run_of(home, first_run, "evaluation")
+    [given] = run.inputs.dataset_inputs
+    [benchmark] = home.settings().decontamination.benchmarks
+    assert (given.dataset.name, given.dataset.digest) == (
+        "word_problems",
+        benchmark_digest(benchmark),
+    )
+    other = benchmark.model_copy(update={"seed": benchmark.seed + 1})
+    assert benchmark_digest(other) != given.dataset.digest
+    [asked] = run.inputs.model_inputs
+    assert f"models:/{asked.model_id}" == first_run.of("checkpoint", "mlflow_model_uri")
+    assert run.data.tags["checkpoint_id"] == first_run.of("checkpoint", "artifact_id")
+    assert run.data.metrics["mean_pass_at_1"] == first_run.of("evaluation", "mean_pass_at_1")
+
+
 @pytest.mark.parametrize("file_format", ["jsonl", "parquet"])
 def test_the_export_holds_the_original_columns_in_corpus_order(
     first_run: Any, home: Home, tmp_path: Path, file_format: Any
@@ -162,6 +224,30 @@ def test_nothing_is_stale_after_a_whole_run(
     run_graph()
     done = reconcile(make_definitions(home), home)
     assert done.run_ids == ()
+
+
+@pytest.mark.long
+def test_a_pruned_home_and_its_backup_are_fresh_and_name_nothing_that_is_gone(
+    first_run: Any, run_graph: RunGraph, home: Home, tmp_path: Path
+) -> None:
+    more = run_graph(selection={"budget": {"samples": 28}})
+    run_graph()
+    gone, kept = (run.of("subset", "artifact_id") for run in (more, first_run))
+    done = prune(make_definitions(home), home, num_newest=0)
+    assert done.removed["subset"].count >= 1
+    subsets = home.warehouse.query("select subset_id from subset_lineage")["subset_id"].to_pylist()
+    assert subsets == [kept] != [gone]
+    lineage = read_lineage(home, first_run.of("audit", "artifact_id"))
+    assert lineage.missing == ()
+    recorded = {artifact.artifact_id for artifact in home.warehouse.artifacts()}
+    assert recorded == {artifact.artifact_id for artifact in lineage.artifacts}
+    assert reconcile(make_definitions(home), home).run_ids == ()
+    assert prune(make_definitions(home), home, num_newest=0).removed == {}
+
+    assert back_up(home, tmp_path / "backup").incomplete == ()
+    plan = circuitseer(tmp_path / "backup", "plan")
+    assert plan.returncode == 0, plan.stderr
+    assert [line.split()[1] for line in plan.stdout.splitlines()] == ["fresh"] * 9
 
 
 @pytest.mark.long

@@ -161,6 +161,8 @@ def test_warehouse_marts_and_mlflow_tell_of_the_same_study(home: Home, report: s
         assert artifact is not None
         assert artifact.mlflow_run_id is not None
         run = client.get_run(artifact.mlflow_run_id)
+        assert run.data.tags["dagster_asset"] == "study/study_cell"
+        assert run.data.tags["dagster_run_id"] == artifact.dagster_run_id
         assert run.data.metrics["pass_at_1"] == pytest.approx(cell["pass_at_1"])
         assert run.data.tags["artifact_id"] == cell["study_cell_id"]
 

@@ -19,6 +19,7 @@ from resources.home import Home
 from resources.language_model import load_language_model
 from resources.sample_files import read_samples
 from resources.tracking import TrackedRun
+from resources.tracking_inputs import log_training_set
 
 if TYPE_CHECKING:
     from circuitseer_assets.method.checkpoint import FineTuning
@@ -69,6 +70,13 @@ def _model_is_there(home: Home, folder: Path) -> bool:
     return bool(recorded == _weights(model))
 
 
+def is_as_logged(folder: Path, mlflow_files: Path) -> bool:
+    """Returns whether the weights of the checkpoint in `folder` are whole among MLflow's files."""
+    model_id = load_checkpoint(folder)["mlflow_model_uri"].removeprefix("models:/")
+    recorded = json.loads((folder / WEIGHTS_FILE).read_text())
+    return bool(recorded == _weights(mlflow_files / "models" / model_id / "artifacts" / "model"))
+
+
 def _weights(model: Path) -> dict[str, str]:
     return {path.name: digest_file(path) for path in sorted(model.glob("*.safetensors"))}
 
@@ -80,19 +88,14 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def _train_and_log(run: StageRun, subset: Artifact, checkpoint_id: str, folder: Path) -> Made:
-    tags = {
-        "dagster_run_id": run.dagster_run_id or "",
-        "dagster_asset": "checkpoint",
-        "artifact_id": checkpoint_id,
-        "subset_id": subset.artifact_id,
-    }
+    tags = {**run.mlflow_tags(checkpoint_id), "subset_id": subset.artifact_id}
     # The work folder outlives a killed run: training goes on from its last trainer checkpoint.
     work = run.work_folder(checkpoint_id)
     members = run.folder(subset) / "subset_members.parquet"
     with run.home.tracking().run(checkpoint_id, tags) as tracked:
         tracked.log_params({"training": run.settings.slice("training")})
-        tracked.log_training_set(
-            members, subset_id=subset.artifact_id, data_version=subset.data_version
+        log_training_set(
+            tracked, members, subset_id=subset.artifact_id, data_version=subset.data_version
         )
         fine_tuning = _fine_tune(run, subset, members, work, tracked)
         uri = tracked.log_checkpoint(work / "model", tags=tags)

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,10 +19,12 @@ from circuitseer_assets.method.figures import draw_pass_at_1, to_markdown_image
 from circuitseer_assets.records import Artifact, Outcome, artifact_id_of
 from circuitseer_assets.settings import BaseModelSettings, LocalModel
 from resources.artifacts import digest_files
-from resources.benchmarks import task_version
+from resources.benchmarks import benchmark_digest, task_version
 from resources.evaluator import evaluate
 from resources.home import Home
 from resources.language_model import load_language_model
+from resources.tracking import TrackedRun
+from resources.tracking_inputs import log_benchmarks, log_model_input
 
 CODE_VERSION = "1"
 OUTCOMES_FILE = "evaluation_outcomes.parquet"
@@ -65,7 +67,16 @@ def show_evaluations(run: StageRun) -> dg.MaterializeResult[Any]:
         pass_at_1_md=dg.MetadataValue.md(image),
         pass_at_1=dg.MetadataValue.json(tasks),
         base_evaluation_id=dg.MetadataValue.text(before.artifact.artifact_id),
+        **_link_to_base(run, before.artifact),
     )
+
+
+def _link_to_base(run: StageRun, before: Artifact) -> dict[str, Any]:
+    # One that was made before evaluations had a run of their own has none.
+    if before.mlflow_run_id is None:
+        return {}
+    url = run.home.tracking().run_url(before.mlflow_run_id)
+    return {"base_mlflow_run": dg.MetadataValue.url(url)}
 
 
 def make_evaluations(run: StageRun) -> tuple[Materialised, Materialised]:
@@ -103,6 +114,14 @@ def _evaluate_model(
     evaluation_id = artifact_id_of("evaluation", identity, ids, CODE_VERSION)
 
     def ask(folder: Path) -> Made:
+        tags = {**run.mlflow_tags(evaluation_id), "checkpoint_id": ids[0] if ids else None}
+        with run.home.tracking().run(evaluation_id, tags) as tracked:
+            _log_question(run, tracked, parents)
+            made = answer(folder)
+            _log_answers(run, tracked, folder, made)
+        return replace(made, mlflow_run_id=tracked.run_id)
+
+    def answer(folder: Path) -> Made:
         language_model = load_language_model(model, cache=run.home.models)
         settings = run.settings.evaluation
         progress = run.progress(f"evaluation, {'checkpoint' if parents else 'base model'}")
@@ -132,6 +151,30 @@ def _evaluate_model(
         code_version=CODE_VERSION,
         also_from=[base.artifact] if base else [],
     )
+
+
+def _log_question(run: StageRun, tracked: TrackedRun, checkpoints: Sequence[Artifact]) -> None:
+    """Returns when MLflow has who is asked: the settings, and the checkpoint, if it is one."""
+    tracked.log_params({"evaluation": run.settings.slice("evaluation")})
+    for checkpoint in checkpoints:
+        log_model_input(tracked, load_checkpoint(run.folder(checkpoint))["mlflow_model_uri"])
+
+
+def _log_answers(run: StageRun, tracked: TrackedRun, folder: Path, made: Made) -> None:
+    """Returns when MLflow has what was asked, as data sets, and the figures of every task."""
+    answered_by = made.rows["evaluation_outcomes"]["model_digest"][0].as_py()
+    tracked.log_params({"model_digest": answered_by})
+    tasks = summarise(read_outcomes(folder))
+    benchmarks = [run.settings.decontamination.benchmark(task.task) for task in tasks]
+    log_benchmarks(
+        tracked,
+        {benchmark.task: benchmark_digest(benchmark) for benchmark in benchmarks},
+        {task.task: task.num_problems for task in tasks},
+    )
+    figures = ("pass_at_1", "ci_low", "ci_high", "truncation_rate")
+    numbers = {f"{t.task}/{name}": float(getattr(t, name)) for t in tasks for name in figures}
+    numbers["mean_pass_at_1"] = mean(task.pass_at_1 for task in tasks)
+    tracked.log_metrics(0, numbers)
 
 
 def checkpoint_model(run: StageRun, checkpoint: Artifact) -> LocalModel:

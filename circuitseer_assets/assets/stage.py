@@ -70,12 +70,15 @@ class StageRun:
 
     `parents` are the artifacts that the upstream assets last materialised, by the asset's name.
     Without a `dagster_run_id` the stage is planned: it goes as far as it finds what it needs.
+    `asset` and `partition` are what Dagster is materialising.
     """
 
     home: Home
     settings: Settings
     parents: Callable[[str], Artifact]
     dagster_run_id: str | None
+    asset: str | None = None
+    partition: str | None = None
 
     @classmethod
     def of(cls, context: dg.AssetExecutionContext, home: Home, *slices: str) -> "StageRun":
@@ -90,7 +93,8 @@ class StageRun:
         def find_parent(name: str) -> Artifact:
             return latest_artifact(context.instance, home, name)
 
-        return cls(home, home.settings(), find_parent, context.run.run_id)
+        run_id, asset = context.run.run_id, _asset_of(context)
+        return cls(home, home.settings(), find_parent, run_id, asset)
 
     @classmethod
     def of_cell(
@@ -126,7 +130,8 @@ class StageRun:
                 return latest_artifact(context.instance, home, key, partitions[name])
             return latest_artifact(context.instance, home, name)
 
-        return cls(cell, cell.settings(), find_parent, context.run.run_id)
+        run_id, asset = context.run.run_id, _asset_of(context)
+        return cls(cell, cell.settings(), find_parent, run_id, asset, context.partition_key)
 
     @classmethod
     def planned(cls, home: Home, parents: Mapping[str, Artifact]) -> "StageRun":
@@ -229,6 +234,15 @@ class StageRun:
         """Returns where unfinished work on an artifact is kept, until the artifact is recorded."""
         return self.home.folder / "work" / artifact_id
 
+    def mlflow_tags(self, artifact_id: str) -> dict[str, str | None]:
+        """Returns the tags that lead from an MLflow run back to what it was made for."""
+        return {
+            "dagster_run_id": self.dagster_run_id,
+            "dagster_asset": self.asset,
+            "dagster_partition": self.partition,
+            "artifact_id": artifact_id,
+        }
+
     def stop_if_planned(self, artifact_id: str) -> None:
         """Returns if the stage is at work.
 
@@ -264,6 +278,7 @@ class StageRun:
         if artifact.mlflow_run_id:
             tracking = self.home.tracking()
             metadata["mlflow_run"] = dg.MetadataValue.url(tracking.run_url(artifact.mlflow_run_id))
+            metadata["mlflow_run_id"] = dg.MetadataValue.text(artifact.mlflow_run_id)
         return dg.MaterializeResult(
             asset_key=dg.AssetKey(key) if key else None,
             data_version=dg.DataVersion(artifact.data_version),
@@ -273,6 +288,11 @@ class StageRun:
     def progress(self, what: str) -> "Progress":
         """Returns a progress line that is written at most every five seconds."""
         return Progress(what)
+
+
+def _asset_of(context: dg.AssetExecutionContext) -> str:
+    """Returns the name of what is materialised; of several made together, all names."""
+    return ", ".join(sorted(key.to_user_string() for key in context.selected_asset_keys))
 
 
 def _ensure_observed(instance: dg.DagsterInstance, home: Home, name: str) -> None:

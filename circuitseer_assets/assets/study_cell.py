@@ -25,6 +25,7 @@ from circuitseer_assets.records import Artifact, Message, TokenizedText, artifac
 from resources.benchmarks import load_task
 from resources.language_model import LanguageModel, load_language_model
 from resources.sample_files import read_samples
+from resources.tracking_inputs import log_model_input
 
 CODE_VERSION = "2"
 CELL_FILE = "study_cell.json"
@@ -196,14 +197,10 @@ def count_values(
 def _log(run: StageRun, cell_id: str, row: dict[str, Any]) -> str:
     """Returns the id of the MLflow run that holds the cell's figures."""
     uri = load_checkpoint(run.folder(run.parent("checkpoint")))["mlflow_model_uri"]
-    tags = {
-        "dagster_run_id": run.dagster_run_id or "",
-        "dagster_asset": "study/study_cell",
-        "artifact_id": cell_id,
-        "mlflow_model_uri": uri,
-    }
+    tags = {**run.mlflow_tags(cell_id), "mlflow_model_uri": uri}
     numbers = {name: float(v) for name, v in row.items() if isinstance(v, int | float)}
     with run.home.tracking().run(f"{row['method']}-{row['seed']}", tags) as tracked:
         tracked.log_params({name: v for name, v in row.items() if isinstance(v, str)})
         tracked.log_metrics(0, numbers)
+        log_model_input(tracked, uri)
     return tracked.run_id

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from circuitseer_assets.errors import ArtifactError, TrackingError
 from circuitseer_assets.settings import PROJECT_ROOT
 from resources.tracking import TrackedRun, Tracking
+from resources.tracking_inputs import log_training_set
 
 torch.set_num_threads(1)
 
@@ -76,9 +77,8 @@ def logged(
             for step in (1, 2, 3):
                 run.log_metrics(step, {"loss": 1 / step, "nothing": float("nan")})
             pq.write_table(pa.table({"sample_id": ["a", "b", "c"]}), elsewhere / "members.parquet")
-            run.log_training_set(
-                elsewhere / "members.parquet", subset_id="subset-1", data_version="v" * 64
-            )
+            members = elsewhere / "members.parquet"
+            log_training_set(run, members, subset_id="subset-1", data_version="v" * 64)
             uri = run.log_checkpoint(checkpoint, tags={"artifact_id": "checkpoint-1"})
         assert sorted(path.name for path in elsewhere.iterdir()) == ["members.parquet"]
     finally:

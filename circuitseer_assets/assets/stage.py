@@ -16,11 +16,12 @@ import dagster as dg
 import pyarrow as pa
 
 from circuitseer_assets.errors import ArtifactError, StaleSettingsError
-from circuitseer_assets.records import Artifact, artifact_id_of
+from circuitseer_assets.records import Artifact, ModelUse, artifact_id_of
 from circuitseer_assets.settings import Settings
 from resources.artifacts import data_version_of as version_of_files
 from resources.home import Home
 from resources.processes import one_at_a_time
+from resources.record_rows import artifact_cost_rows
 
 SUMMARY_FILE = "summary.json"
 log = logging.getLogger("circuitseer")
@@ -32,13 +33,14 @@ class Made:
 
     `data` names the files or folders whose content is the artifact's data version. `summary` is
     in the UI: a key that ends with `_md` is Markdown, `_url` a link. `rows` are the warehouse's,
-    committed together with the artifact.
+    committed together with the artifact. `model_use` is what was asked of a model, where one was.
     """
 
     data: Sequence[str]
     summary: Mapping[str, Any] = field(default_factory=dict)
     rows: Mapping[str, pa.Table] = field(default_factory=dict)
     mlflow_run_id: str | None = None
+    model_use: ModelUse | None = None
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,8 @@ class StageRun:
             dagster_run_id=self.dagster_run_id,
             mlflow_run_id=made.mlflow_run_id,
         )
-        self.home.warehouse.record(artifact, made.rows)
+        costs = artifact_cost_rows(artifact_id, summary["duration_s"], made.model_use)
+        self.home.warehouse.record(artifact, {**made.rows, "artifact_costs": costs})
         shutil.rmtree(self.work_folder(artifact_id), ignore_errors=True)
         log.info("%s: made %s in %.1f s", stage, artifact_id, time.monotonic() - started)
         return Materialised(artifact, self.folder(artifact), reused=False)

@@ -20,10 +20,14 @@ MARTS = (
     "artifact_lineage",
     "evaluation_summary",
     "head_usage",
+    "run_costs",
     "score_distribution",
+    "score_length_bias",
     "study_results",
     "study_significance",
+    "subset_length_bias",
     "subset_lineage",
+    "subset_overlap",
 )
 
 
@@ -43,7 +47,11 @@ def test_empty_warehouse_gives_empty_marts(full_build, tmp_path: Path) -> None:
 def compiled_nodes(build) -> list[dict[str, Any]]:
     run = json.loads((build.target / "run_results.json").read_text())["results"]
     nodes = json.loads((build.target / "manifest.json").read_text())["nodes"]
-    return [{**nodes[result["unique_id"]], **result} for result in run]
+    return [
+        {**nodes[result["unique_id"]], **result}
+        for result in run
+        if result["unique_id"] in nodes  # an exposure is no node
+    ]
 
 
 def test_every_model_and_test_passes_on_the_fixture(full_build) -> None:
@@ -57,6 +65,8 @@ def test_subset_lineage_names_everything_the_subset_stands_on(full_build) -> Non
     assert first == {
         "subset_id": "subset-1",
         "num_samples": 2,
+        "num_tokens": 58,
+        "num_pool": 5,
         "base_model": "org/model",
         "base_model_revision": "abc",
         "model_digest": "model-digest",
@@ -64,6 +74,7 @@ def test_subset_lineage_names_everything_the_subset_stands_on(full_build) -> Non
         "num_reasoning_heads": 2,
         "reasoning_heads": "0.0, 1.1",
         "scorer_id": "scorer-1",
+        "scorer": "attention",
         "score_reading": "attention_variance",
         "score_heads": "reasoning",
         "seed": 7,

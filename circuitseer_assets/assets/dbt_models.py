@@ -60,7 +60,9 @@ def _parse() -> None:
         [_DBT, "--quiet", "parse", "--project-dir", folder, "--profiles-dir", folder],
         env={
             **os.environ,
-            "CIRCUITSEER_WAREHOUSE": os.environ.get("CIRCUITSEER_WAREHOUSE", ":memory:"),
+            # Never opened, but its name is the database's in the manifest, and has to be the one
+            # that compiled SQL names: columns are looked up by it.
+            "CIRCUITSEER_WAREHOUSE": "warehouse.duckdb",
             "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
         },
         capture_output=True,
@@ -95,9 +97,38 @@ def dbt_models(context: dg.AssetExecutionContext, dbt: DbtCliResource, home: Hom
         dbt.cli(["run"], manifest=parsed_manifest(), target_path=target).wait()
     build = dbt.cli(["build"], context=context, target_path=target)
     try:
-        yield from build.stream().fetch_row_counts().fetch_column_metadata()
+        for event in build.stream().fetch_row_counts().fetch_column_metadata():
+            is_model = isinstance(event, dg.Output | dg.AssetMaterialization)
+            yield _complete(build, event) if is_model else event
     finally:
         _release_warehouse(build)
+
+
+def _complete(build: DbtCliInvocation, event: Any) -> Any:
+    """Returns the event of a model with what dagster-dbt leaves out.
+
+    That is the columns' descriptions, and the rows of views: ours are single tables, soon counted.
+    """
+    node = build.manifest["nodes"][event.metadata["unique_id"].value]
+    metadata = dict(event.metadata)
+    if "dagster/row_count" not in metadata:
+        metadata["dagster/row_count"] = _count_rows(build, node)
+    if schema := metadata.get("dagster/column_schema"):
+        described = {name: column["description"] for name, column in node["columns"].items()}
+        metadata["dagster/column_schema"] = dg.TableSchema(
+            columns=[
+                dg.TableColumn(column.name, column.type, described.get(column.name))
+                for column in schema.value.columns
+            ]
+        )
+    return event.with_metadata(metadata)
+
+
+def _count_rows(build: DbtCliInvocation, node: Mapping[str, Any]) -> int:
+    adapter: Any = build.adapter
+    with adapter.connection_named(f"count_{node['name']}"):
+        _, table = adapter.execute(f"select count(*) from {node['relation_name']}", fetch=True)
+    return int(table[0][0])
 
 
 def _release_warehouse(build: DbtCliInvocation) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from circuitseer_assets.assets.tables import table_of
 from circuitseer_assets.errors import ArtifactError, StaleSettingsError
 from circuitseer_assets.records import Artifact, ModelUse, artifact_id_of
 from circuitseer_assets.settings import Settings
@@ -72,12 +73,14 @@ class StageRun:
 
     `parents` are the artifacts that the upstream assets last materialised, by the asset's name.
     Without a `dagster_run_id` the stage is planned: it goes as far as it finds what it needs.
+    `own_keys` are those of assets that a cell has of its own, by the stage's name.
     """
 
     home: Home
     settings: Settings
     parents: Callable[[str], Artifact]
     dagster_run_id: str | None
+    own_keys: Mapping[str, dg.AssetKey] = field(default_factory=dict)
 
     @classmethod
     def of(cls, context: dg.AssetExecutionContext, home: Home, *slices: str) -> "StageRun":
@@ -121,14 +124,13 @@ class StageRun:
         for name in slices:
             _ensure_observed(context.instance, home, name)
         cell = home.changed(**changes)
+        own_keys = {name: dg.AssetKey([group, name]) for name in partitions}
 
         def find_parent(name: str) -> Artifact:
-            if name in partitions:
-                key = dg.AssetKey([group, name])
-                return latest_artifact(context.instance, home, key, partitions[name])
-            return latest_artifact(context.instance, home, name)
+            key = own_keys.get(name, dg.AssetKey(name))
+            return latest_artifact(context.instance, home, key, partitions.get(name))
 
-        return cls(cell, cell.settings(), find_parent, context.run.run_id)
+        return cls(cell, cell.settings(), find_parent, context.run.run_id, own_keys)
 
     @classmethod
     def planned(cls, home: Home, parents: Mapping[str, Artifact]) -> "StageRun":
@@ -144,6 +146,10 @@ class StageRun:
         artifact = self.parents(name)
         self.home.artifacts.verify(artifact.stage, artifact.artifact_id)
         return artifact
+
+    def key_of(self, name: str) -> dg.AssetKey:
+        """Returns the key of an asset above, the cell's own where it has one."""
+        return self.own_keys.get(name, dg.AssetKey.from_user_string(name))
 
     def ancestor(self, artifact: Artifact, stage: str) -> Artifact:
         """Returns the nearest ancestor of `artifact` that is of another stage.
@@ -251,12 +257,14 @@ class StageRun:
     def result(
         self, done: Materialised, *, key: str | None = None, **more: Any
     ) -> dg.MaterializeResult[Any]:
-        """Returns what Dagster is told: the content's version, the ids, and the summary."""
+        """Returns what Dagster is told: the content's version, ids, its table, and the summary."""
         artifact = done.artifact
         if done.reused:
             log.info("%s: reused %s", artifact.stage, artifact.artifact_id)
-        metadata = {name: _metadata_value(name, v) for name, v in done.summary.items()}
+        summary, table = done.summary, table_of(artifact.stage)
+        metadata: dict[str, Any] = {name: _metadata_value(name, v) for name, v in summary.items()}
         metadata |= {
+            **table.measured(done.folder, summary, self.key_of),
             "artifact_id": dg.MetadataValue.text(artifact.artifact_id),
             "reused": dg.MetadataValue.bool(done.reused),
             "folder": dg.MetadataValue.path(str(done.folder)),

@@ -50,19 +50,24 @@ class Build:
         return self.warehouse.query(sql).to_pylist()
 
 
-def build_with_dbt(warehouse: Warehouse, folder: Path) -> Build:
-    """Returns what `dbt build` on the warehouse made of it."""
+def run_dbt(warehouse: Warehouse, folder: Path, *command: str) -> None:
+    """Runs a command of dbt on the warehouse; what it writes goes to `folder`."""
     project = str(PROJECT_ROOT / "dbt_meta")
-    command = [str(Path(sys.executable).with_name("dbt")), "--quiet", "build"]
-    command += ["--project-dir", project, "--profiles-dir", project]
-    command += ["--target-path", str(folder / "target"), "--log-path", str(folder / "logs")]
+    whole = [str(Path(sys.executable).with_name("dbt")), "--quiet", *command]
+    whole += ["--project-dir", project, "--profiles-dir", project]
+    whole += ["--target-path", str(folder / "target"), "--log-path", str(folder / "logs")]
     environment = {
         **os.environ,
         "CIRCUITSEER_WAREHOUSE": str(warehouse.path),
         "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
     }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(whole, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def build_with_dbt(warehouse: Warehouse, folder: Path) -> Build:
+    """Returns what `dbt build` on the warehouse made of it."""
+    run_dbt(warehouse, folder, "build")
     results = json.loads((folder / "target" / "run_results.json").read_text())["results"]
     statuses = {
         result["unique_id"].split(".")[2]: result["status"]

@@ -57,14 +57,24 @@ class StageTable:
     ) -> dict[str, Any]:
         """Returns what is known of it once an artifact is made; `key_of` finds an asset's key."""
         known = {**self.described(), "dagster/row_count": self.count_rows(folder, summary)}
-        if self.columns_from:
-            known["dagster/column_lineage"] = dg.TableColumnLineage(
-                {
-                    column: [_dependency(source, key_of) for source in sources]
-                    for column, sources in self.columns_from.items()
-                }
-            )
-        return known
+        if not self.columns_from:
+            return known
+        lineage = dg.TableColumnLineage(
+            {
+                column: [_dependency(source, key_of) for source in sources]
+                for column, sources in self.columns_from.items()
+            }
+        )
+        return {**known, "dagster/column_lineage": lineage, **shown_lineage(lineage)}
+
+
+def shown_lineage(lineage: dg.TableColumnLineage) -> dict[str, Any]:
+    """Returns the lineage as something to read: the UI that is free keeps it, and hides it."""
+    sources = {
+        column: sorted(f"{s.asset_key.to_user_string()}.{s.column_name}" for s in of_column)
+        for column, of_column in sorted(lineage.deps_by_column.items())
+    }
+    return {"columns_come_from": dg.MetadataValue.json(sources)}
 
 
 def _dependency(source: str, key_of: Callable[[str], dg.AssetKey]) -> dg.TableColumnDep:

@@ -15,6 +15,7 @@ from circuitseer_assets.assets import (
     slices,
     subset,
 )
+from circuitseer_assets.assets.labels import labelled
 from circuitseer_assets.assets.study import make_study
 from circuitseer_assets.assets.sweep import make_sweep
 from jobs.automation import (
@@ -39,12 +40,15 @@ def make_definitions(home: Home) -> dg.Definitions:
     settings = home.settings()
     stages = dg.load_assets_from_modules([*_STAGES, dbt_models])
     return dg.Definitions(
-        assets=[
-            *dg.load_assets_from_modules([slices]),
-            *automated(stages, settings.automation),
-            *make_sweep(settings.sweep),
-            *make_study(settings.study),
-        ],
+        assets=labelled(
+            [
+                *dg.load_assets_from_modules([slices]),
+                *automated(stages, settings.automation),
+                *make_sweep(settings.sweep),
+                *make_study(settings.study),
+            ],
+            settings.automation.owners,
+        ),
         asset_checks=dg.load_asset_checks_from_modules([checks]),
         jobs=[curate, train_and_evaluate, full_pipeline, *make_sweep_jobs(), *make_study_jobs()],
         schedules=make_schedules(settings.automation),

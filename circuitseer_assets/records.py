@@ -49,6 +49,14 @@ def artifact_id_of(
 
 
 @dataclass(frozen=True, slots=True)
+class ModelUse:
+    """What a stage asked of a model: whole forwards of one sequence, and tokens with padding."""
+
+    num_forwards: float = 0.0
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSize:
     """How large a pool is: its samples, those that a scorer could score, and all their tokens."""
 

@@ -40,7 +40,14 @@ def _commit(revision: str) -> str:
     return revision
 
 
+def _owner(owner: str) -> str:
+    if not re.fullmatch(r"team:\S+|[^@\s:]+@[^@\s]+\.[^@\s.]+", owner):
+        raise ValueError("must be an e-mail address, or a team's name after `team:`")
+    return owner
+
+
 Text = Annotated[str, Field(min_length=1)]
+Owner = Annotated[str, AfterValidator(_owner)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Commit = Annotated[str, AfterValidator(_commit)]
@@ -409,7 +416,7 @@ class ExecutionSettings(_Frozen):
 
 
 class AutomationSettings(_Frozen):
-    """When the schedules run, how old a subset may be, and who is told of a failed run.
+    """When the schedules run, how old a subset may be, and who owns and hears of what is made.
 
     Schedules and sensors are switched on in the Dagster UI. The daemon reads these when the code
     location is loaded.
@@ -419,6 +426,7 @@ class AutomationSettings(_Frozen):
     backstop_cron: Text = "0 5 * * *"
     timezone: Text = "UTC"
     max_subset_age_days: Annotated[float, Field(gt=0)] = 8.0
+    owners: Annotated[tuple[Owner, ...], Field(min_length=1)] = ("team:data-owners",)
     # The address of a webhook lets whoever knows it write there: it comes from the environment.
     failure_webhook_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = (
         "CIRCUITSEER_FAILURE_WEBHOOK"

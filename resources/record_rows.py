@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 import pyarrow as pa
 
-from circuitseer_assets.records import HeadRanking
+from circuitseer_assets.records import HeadRanking, ModelUse
 from circuitseer_assets.settings import BaseModelSettings, GgufModel, HubModel
 
 
@@ -27,6 +27,18 @@ def base_model_rows(model_digest: str, settings: BaseModelSettings) -> pa.Table:
             "source": [settings.source],
             "name": [name],
             "revision": pa.array([revision], pa.string()),
+        }
+    )
+
+
+def artifact_cost_rows(artifact_id: str, duration_s: float, use: ModelUse | None) -> pa.Table:
+    """Returns the row of `artifact_costs`; without a model there are no forwards to count."""
+    return pa.table(
+        {
+            "artifact_id": [artifact_id],
+            "duration_s": [duration_s],
+            "num_forwards": pa.array([use.num_forwards if use else None], pa.float64()),
+            "num_tokens": pa.array([use.num_tokens if use else None], pa.int64()),
         }
     )
 

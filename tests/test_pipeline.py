@@ -1,6 +1,8 @@
 """The whole graph in a temporary home: it ends, it is recorded, and it computes nothing twice."""
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 import uuid
@@ -22,6 +24,7 @@ from jobs.run import run_job
 from resources.benchmarks import benchmark_digest
 from resources.dead_runs import PID_TAG, end_dead_runs, process_tags
 from resources.home import Home
+from resources.warehouse_schema import OWNED_TABLES
 from tests.test_cli import circuitseer
 
 UPSTREAM_OF_THE_SUBSET = ("corpus", "probe_set", "pool", "head_ranking", "sample_scores")
@@ -76,6 +79,123 @@ def test_subset_lineage_names_all_that_made_the_subset(first_run: Any, home: Hom
         assert head in str(row["reasoning_heads"])
     assert row["scorer_id"] == first_run.of("sample_scores", "scorer_id")
     assert row["model_digest"]
+
+
+def latest_metadata() -> dict[str, dict[str, Any]]:
+    """Returns what every asset said of itself when it was last made."""
+    with dg.DagsterInstance.get() as instance:
+        found = {
+            key: instance.get_latest_materialization_event(key) for key in instance.all_asset_keys()
+        }
+    return {
+        key.to_user_string(): dict(event.asset_materialization.metadata)
+        for key, event in found.items()
+        if event is not None and event.asset_materialization is not None
+    }
+
+
+def test_every_materialisation_shows_its_columns_its_rows_and_where_they_come_from(
+    first_run: Any, home: Home
+) -> None:
+    made = latest_metadata()
+    graph = make_definitions(home).resolve_asset_graph()
+    everything = {
+        key.to_user_string()
+        for key in graph.materializable_asset_keys
+        if key.path[0] not in ("sweep", "study")
+    }
+    assert made.keys() == everything
+    for name, metadata in made.items():
+        columns = columns_in(metadata)
+        assert columns, name
+        assert all(column.type and column.description for column in columns.values()), name
+        assert metadata["dagster/row_count"].value >= 0, name
+        if name == "corpus":  # it comes from files
+            assert "dagster/column_lineage" not in metadata
+            continue
+        sources = metadata["dagster/column_lineage"].value.deps_by_column
+        # The UI itself shows no column lineage: it stands there in words as well.
+        assert metadata["columns_come_from"].value == {
+            column: sorted(f"{s.asset_key.to_user_string()}.{s.column_name}" for s in of_column)
+            for column, of_column in sources.items()
+        }
+        assert any(sources.values()), name
+        assert sources.keys() <= columns.keys(), name
+        for source in itertools.chain.from_iterable(sources.values()):
+            if name.startswith("stg_"):  # of a table that its asset may write beside its own
+                key = dg.AssetKey.from_user_string(name)
+                assert source.asset_key in graph.get(key).parent_keys, name
+                assert source.column_name in columns, (name, source)
+            else:
+                above = columns_in(made[source.asset_key.to_user_string()])
+                assert source.column_name in above, (name, source)
+
+
+def columns_in(metadata: dict[str, Any]) -> dict[str, dg.TableColumn]:
+    return {column.name: column for column in metadata["dagster/column_schema"].value.columns}
+
+
+def test_row_counts_are_those_of_the_warehouse(first_run: Any, home: Home) -> None:
+    for stage in (*STAGES, "pool"):
+        metadata = latest_metadata()[stage]
+        artifact_id, counted = metadata["artifact_id"].value, metadata["dagster/row_count"].value
+        name = metadata["dagster/table_name"].value.rpartition(".")[2]
+        if stage == "audit":  # everything there is in a home of one run
+            sql = "select count(*) as n from artifacts where stage <> 'audit'"
+        elif stage == "corpus":
+            sql = "select count(*) as n from corpus_members where corpus_id = $id"
+        elif stage == "sample_scores":
+            sql = "select count(*) as n from sample_scores"
+        else:
+            sql = f"select count(*) as n from {name} where {OWNED_TABLES[name]} = $id"
+        params = {"id": artifact_id} if "$id" in sql else {}
+        assert home.warehouse.query(sql, params)["n"].to_pylist() == [counted], stage
+
+
+PLOTS = {
+    "head_ranking": "heat_map_md",
+    "sample_scores": "score_against_length_md",
+    "subset": "score_histogram_md",
+    "checkpoint": "loss_curve_md",
+    "evaluation": "pass_at_1_md",
+}
+
+
+def test_plots_are_on_the_assets_own_page(first_run: Any) -> None:
+    for stage, name in PLOTS.items():
+        shown = latest_metadata()[stage][name]
+        assert isinstance(shown, dg.MarkdownMetadataValue)
+        assert re.search(r"!\[[^]]+\]\(data:image/\w+;base64,[\w+/=]{1000,}\)", shown.value), stage
+
+
+def test_dbt_and_dagster_agree_on_every_column(first_run: Any, home: Home) -> None:
+    log = (home.folder / "last_run.log").read_text()
+    assert "An error occurred while" not in log
+    assert "implicitly aliased" not in log
+
+
+def test_costs_are_kept_of_every_artifact(first_run: Any, home: Home) -> None:
+    rows = home.warehouse.query("from run_costs order by created_at").to_pylist()
+    assert len(rows) == len(STAGES) + 2  # the pool, and the base model's own evaluation
+    assert all(row["duration_s"] >= 0 for row in rows)
+    by_stage = {row["stage"]: row for row in rows}
+    uses_a_model = {"head_ranking", "sample_scores", "checkpoint", "evaluation"}
+    for stage, row in by_stage.items():
+        assert (row["num_forwards"] is not None) == (stage in uses_a_model), stage
+    # Twenty steps of batches of 8; the last batch of an epoch holds what is left.
+    size = first_run.of("subset", "num_samples")
+    epochs, rest = divmod(20, -(-size // 8))
+    assert by_stage["checkpoint"]["num_forwards"] == epochs * size + min(8 * rest, size)
+    # Scores read up to the deepest of the chosen heads, of six layers, once each prompt.
+    deepest = 1 + max(
+        int(head.split(".")[0]) for head in first_run.of("head_ranking", "reasoning_heads")
+    )
+    prompts = home.warehouse.query(
+        "select count(distinct prompt_id) as n from pool_members join samples using (sample_id)"
+    )["n"].to_pylist()[0]
+    assert by_stage["sample_scores"]["num_forwards"] == pytest.approx(
+        prompts * deepest / 6, abs=1.01
+    )  # and one to see what the model is
 
 
 def test_a_second_run_computes_nothing(first_run: Any, run_graph: RunGraph) -> None:

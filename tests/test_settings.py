@@ -64,6 +64,7 @@ BAD = [
         {"fraction": 0.1, "samples": 5},
         "selection.budget: set exactly one .* got fraction and samples",
     ),
+    ("automation", {"owners": ["data"]}, "automation.owners.0: .*e-mail .* `team:`, got 'data'"),
     ("corpus.num_sample", 3, "corpus.num_sample: no setting has this name, got 3"),
     ("corpus.num_samples", "many", "corpus.num_samples: .*valid integer, got 'many'"),
     ("corpus.num_samples", True, "corpus.num_samples: .*valid integer, got True"),

@@ -167,6 +167,24 @@ def test_warehouse_marts_and_mlflow_tell_of_the_same_study(home: Home, report: s
         assert run.data.tags["artifact_id"] == cell["study_cell_id"]
 
 
+def test_its_assets_show_their_tables(home: Home, report: str) -> None:
+    home.set_environment()
+    for name, num_rows in (("study_cell", 1), ("study_results", None), ("sample_scores", None)):
+        with dg.DagsterInstance.get() as instance:
+            event = instance.get_latest_materialization_event(dg.AssetKey(["study", name]))
+        assert event is not None
+        assert event.asset_materialization is not None
+        metadata = event.asset_materialization.metadata
+        columns: Any = metadata["dagster/column_schema"].value
+        assert all(column.description for column in columns.columns)
+        assert metadata["dagster/row_count"].value == num_rows or num_rows is None
+        lineage: Any = metadata["dagster/column_lineage"].value
+        assert {column.name for column in columns.columns} >= lineage.deps_by_column.keys()
+    costs = home.warehouse.query("from run_costs where stage = 'study_cell'").to_pylist()
+    assert costs
+    assert all(row["num_forwards"] > 0 for row in costs)
+
+
 def test_a_second_study_computes_nothing(home: Home, report: str) -> None:
     defs = definitions.make_definitions(home)
     before = {cell.artifact_id for cell in cells_of(home)}

@@ -1,6 +1,7 @@
 """Base models and budgets side by side: what a sweep makes, shares and reuses."""
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -46,6 +47,33 @@ def test_every_model_meets_every_budget(cells: dict[tuple[str, str], Cell]) -> N
     assert cells["in_use", "0.1"].num_samples == cells["other", "0.1"].num_samples
     assert cells["in_use", "0.14"].num_samples > cells["in_use", "0.1"].num_samples
     assert all(0 <= cell.pass_at_1 <= 1 for cell in cells.values())
+
+
+def test_a_cells_columns_come_from_the_cells_own_assets(
+    cells: dict[tuple[str, str], Cell], home: Home
+) -> None:
+    home.set_environment()
+    with dg.DagsterInstance.get() as instance:
+        sources = {
+            name: lineage_of(instance, dg.AssetKey(["sweep", name]))
+            for name in ("head_ranking", "sample_scores", "subset", "checkpoint", "evaluation")
+        }
+    assert sources["head_ranking"] == {"probe_set"}
+    assert sources["sample_scores"] == {"pool", "corpus", "sweep/head_ranking"}
+    assert sources["subset"] == {"sweep/sample_scores"}
+    assert sources["checkpoint"] == {"sweep/subset"}
+    assert sources["evaluation"] == {"sweep/checkpoint"}
+
+
+def lineage_of(instance: dg.DagsterInstance, key: dg.AssetKey) -> set[str]:
+    event = instance.get_latest_materialization_event(key)
+    assert event is not None
+    assert event.asset_materialization is not None
+    metadata = event.asset_materialization.metadata
+    assert metadata["dagster/column_schema"].value
+    assert isinstance(metadata["dagster/row_count"].value, int)
+    lineage: Any = metadata["dagster/column_lineage"].value
+    return {s.asset_key.to_user_string() for of in lineage.deps_by_column.values() for s in of}
 
 
 def test_what_the_graph_made_is_not_made_again(cells: dict[tuple[str, str], Cell]) -> None:

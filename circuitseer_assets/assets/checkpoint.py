@@ -13,7 +13,7 @@ from circuitseer_assets.assets.slices import settings_key
 from circuitseer_assets.assets.stage import Made, Materialised, StageRun
 from circuitseer_assets.errors import ArtifactError
 from circuitseer_assets.method.figures import draw_loss_curve, to_markdown_image
-from circuitseer_assets.records import Artifact, artifact_id_of
+from circuitseer_assets.records import Artifact, ModelUse, artifact_id_of
 from resources.artifacts import digest_file
 from resources.home import Home
 from resources.language_model import load_language_model
@@ -97,16 +97,17 @@ def _train_and_log(run: StageRun, subset: Artifact, checkpoint_id: str, folder: 
         log_training_set(
             tracked, members, subset_id=subset.artifact_id, data_version=subset.data_version
         )
-        fine_tuning = _fine_tune(run, subset, members, work, tracked)
+        fine_tuning, model_use = _fine_tune(run, subset, members, work, tracked)
         uri = tracked.log_checkpoint(work / "model", tags=tags)
         made = _describe(run, subset, checkpoint_id, fine_tuning, uri, work / "model", folder)
-    return Made(**made, mlflow_run_id=tracked.run_id)
+    return Made(**made, mlflow_run_id=tracked.run_id, model_use=model_use)
 
 
 def _fine_tune(
     run: StageRun, subset: Artifact, members: Path, work: Path, tracked: TrackedRun
-) -> "FineTuning":
+) -> tuple["FineTuning", ModelUse]:
     from circuitseer_assets.method.checkpoint import count_steps, fine_tune
+    from circuitseer_assets.method.forwards import count_forwards
 
     corpus = run.folder(run.ancestor(subset, "corpus")) / "samples"
     wanted = set(pq.read_table(members, columns=["sample_id"])["sample_id"].to_pylist())
@@ -119,15 +120,17 @@ def _fine_tune(
         progress(step, total)
 
     base_model = load_language_model(run.settings.base_model, cache=run.home.models)
-    return fine_tune(
-        base_model.model,
-        base_model.tokenizer,
-        samples,
-        run.settings.training,
-        output_dir=work,
-        prompt_template=run.settings.base_model.prompt_template,
-        report=report,
-    )
+    with count_forwards(base_model.model) as counted:
+        fine_tuning = fine_tune(
+            base_model.model,
+            base_model.tokenizer,
+            samples,
+            run.settings.training,
+            output_dir=work,
+            prompt_template=run.settings.base_model.prompt_template,
+            report=report,
+        )
+    return fine_tuning, counted.use
 
 
 def _describe(

@@ -17,6 +17,7 @@ from dagster_dbt import (
     dbt_assets,
 )
 
+from circuitseer_assets.assets.tables import shown_lineage
 from circuitseer_assets.errors import WarehouseError
 from circuitseer_assets.settings import PROJECT_ROOT
 from resources.home import Home
@@ -60,7 +61,9 @@ def _parse() -> None:
         [_DBT, "--quiet", "parse", "--project-dir", folder, "--profiles-dir", folder],
         env={
             **os.environ,
-            "CIRCUITSEER_WAREHOUSE": os.environ.get("CIRCUITSEER_WAREHOUSE", ":memory:"),
+            # Never opened, but its name is the database's in the manifest, and has to be the one
+            # that compiled SQL names: columns are looked up by it.
+            "CIRCUITSEER_WAREHOUSE": "warehouse.duckdb",
             "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
         },
         capture_output=True,
@@ -95,9 +98,42 @@ def dbt_models(context: dg.AssetExecutionContext, dbt: DbtCliResource, home: Hom
         dbt.cli(["run"], manifest=parsed_manifest(), target_path=target).wait()
     build = dbt.cli(["build"], context=context, target_path=target)
     try:
-        yield from build.stream().fetch_row_counts().fetch_column_metadata()
+        for event in build.stream().fetch_column_metadata():
+            is_model = isinstance(event, dg.Output | dg.AssetMaterialization)
+            yield _complete(build, event) if is_model else event
     finally:
         _release_warehouse(build)
+
+
+def _complete(build: DbtCliInvocation, event: Any) -> Any:
+    """Returns the event of a model with what dagster-dbt leaves out.
+
+    That is the columns' descriptions, their types as DuckDB names them, the rows of views (ours are
+    single tables, soon counted), and where columns come from in a form that is shown.
+    """
+    node = build.manifest["nodes"][event.metadata["unique_id"].value]
+    [[num_rows]] = _read(build, f"select count(*) from {node['relation_name']}")
+    described = {name: column["description"] for name, column in node["columns"].items()}
+    columns = [
+        dg.TableColumn(name, data_type, described.get(name))
+        for name, data_type, *_ in _read(build, f"describe {node['relation_name']}")
+    ]
+    lineage = event.metadata.get("dagster/column_lineage")
+    return event.with_metadata(
+        {
+            **event.metadata,
+            "dagster/row_count": int(num_rows),
+            "dagster/column_schema": dg.TableSchema(columns),
+            **(shown_lineage(lineage.value) if lineage else {}),
+        }
+    )
+
+
+def _read(build: DbtCliInvocation, sql: str) -> list[Any]:
+    adapter: Any = build.adapter
+    with adapter.connection_named("complete"):
+        _, table = adapter.execute(sql, fetch=True)
+    return list(table)
 
 
 def _release_warehouse(build: DbtCliInvocation) -> None:

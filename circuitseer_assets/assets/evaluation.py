@@ -122,17 +122,20 @@ def _evaluate_model(
         return replace(made, mlflow_run_id=tracked.run_id)
 
     def answer(folder: Path) -> Made:
+        from circuitseer_assets.method.forwards import count_forwards
+
         language_model = load_language_model(model, cache=run.home.models)
         settings = run.settings.evaluation
         progress = run.progress(f"evaluation, {'checkpoint' if parents else 'base model'}")
-        outcomes = evaluate(
-            language_model,
-            [run.settings.decontamination.benchmark(task) for task in settings.tasks],
-            settings,
-            folder=run.home.folder / "benchmarks",
-            responses=folder / "responses.jsonl",
-            report_progress=lambda task, done, total: progress(done, total),
-        )
+        with count_forwards(language_model.model) as counted:
+            outcomes = evaluate(
+                language_model,
+                [run.settings.decontamination.benchmark(task) for task in settings.tasks],
+                settings,
+                folder=run.home.folder / "benchmarks",
+                responses=folder / "responses.jsonl",
+                report_progress=lambda task, done, total: progress(done, total),
+            )
         rows = _outcome_rows(outcomes, evaluation_id, ids, language_model.model_digest)
         del language_model
         gc.collect()
@@ -141,6 +144,7 @@ def _evaluate_model(
             data=[OUTCOMES_FILE],
             rows={"evaluation_outcomes": rows},
             summary={"num_outcomes": len(outcomes)},
+            model_use=counted.use,
         )
 
     return run.reuse_or_make(

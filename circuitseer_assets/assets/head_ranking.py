@@ -65,23 +65,25 @@ def make_head_ranking(run: StageRun) -> Materialised:
 
 
 def _rank(run: StageRun, probes: Path, ranking_id: str, folder: Path) -> Made:
+    from circuitseer_assets.method.forwards import count_forwards
     from circuitseer_assets.method.head_ranking import rank_heads
 
     settings = run.settings
     base_model = load_language_model(settings.base_model, cache=run.home.models)
     texts = {kind: _tokenize_probes(base_model, probes, kind) for kind in PROBE_KINDS}
-    ranking = rank_heads(
-        base_model.model,
-        ranking=texts["ranking"],
-        confirmation=texts["confirmation"],
-        control=texts["control"],
-        settings=settings.head_ranking,
-        max_batch_tokens=settings.execution.max_batch_tokens,
-        max_cached_layers=settings.execution.max_cached_layers,
-        report_progress=run.progress("head_ranking, ablations"),
-        # It outlives a killed run: the next one measures only what it lacks.
-        journal=FileJournal(run.work_folder(ranking_id) / "journal.jsonl"),
-    )
+    with count_forwards(base_model.model) as counted:
+        ranking = rank_heads(
+            base_model.model,
+            ranking=texts["ranking"],
+            confirmation=texts["confirmation"],
+            control=texts["control"],
+            settings=settings.head_ranking,
+            max_batch_tokens=settings.execution.max_batch_tokens,
+            max_cached_layers=settings.execution.max_cached_layers,
+            report_progress=run.progress("head_ranking, ablations"),
+            # It outlives a killed run: the next one measures only what it lacks.
+            journal=FileJournal(run.work_folder(ranking_id) / "journal.jsonl"),
+        )
     rows = head_importance_rows(ranking_id, ranking)
     pq.write_table(rows, folder / "head_importance.parquet")
     (folder / "head_ranking.json").write_text(json.dumps(asdict(ranking), indent=1))
@@ -93,6 +95,7 @@ def _rank(run: StageRun, probes: Path, ranking_id: str, folder: Path) -> Made:
             "head_rankings": head_ranking_rows(ranking_id, ranking),
             "base_models": base_model_rows(base_model.model_digest, settings.base_model),
         },
+        model_use=counted.use,
     )
 
 

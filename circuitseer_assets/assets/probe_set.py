@@ -85,7 +85,7 @@ def make_probe_set_and_pool(run: StageRun) -> tuple[Materialised, Materialised]:
             "pool",
             identity,
             [corpus],
-            lambda folder: _write_pool(run, corpus, probes.folder, contaminated, folder),
+            lambda folder: _write_pool(run, corpus, probes.folder, contaminated, pool_id, folder),
             code_version=CODE_VERSION,
             also_from=[probes.artifact],
         )
@@ -185,6 +185,7 @@ def _write_pool(
     corpus: Artifact,
     probes: Path,
     contaminated: list[ContaminatedSample],
+    pool_id: str,
     folder: Path,
 ) -> Made:
     dirty = {row.sample_id for row in contaminated}
@@ -213,5 +214,13 @@ def _write_pool(
             "num_contaminated": len(dirty),
             "contaminated_by_rule": dict(Counter(row.rule for row in contaminated)),
             "benchmarks": [b.task for b in run.settings.decontamination.benchmarks],
+        },
+        rows={
+            "pool_members": pa.table(
+                {
+                    "pool_id": [pool_id] * len(pool),
+                    "sample_id": [row["sample_id"] for row in pool],
+                }
+            )
         },
     )

@@ -26,6 +26,7 @@ from circuitseer_assets.method.tables import format_samples_table
 from circuitseer_assets.records import (
     Artifact,
     HeadId,
+    ModelUse,
     Sample,
     SampleScore,
     UnscoredSample,
@@ -127,13 +128,17 @@ class PoolScorer:
         self._share_scores()
         missing = missing_sample_ids(warehouse, self.scorer_id, self.pool)
         unmeasured = unmeasured_sample_ids(warehouse, self.tokenizer_id, self.pool)
-        num_truncated = 0
+        num_truncated, model_use = 0, ModelUse()
         heads = self._choose_heads(None)
         if missing or unmeasured:
+            from circuitseer_assets.method.forwards import count_forwards
+
             base_model = load_language_model(self.settings.base_model, cache=self.home.models)
             self._measure_lengths(base_model, unmeasured)
-            heads = self._choose_heads(base_model)
-            num_truncated = self._score_samples(base_model, missing, heads)
+            with count_forwards(base_model.model) as counted:
+                heads = self._choose_heads(base_model)
+                num_truncated = self._score_samples(base_model, missing, heads)
+            model_use = counted.use
         self._share_scores()
         scores = read_pool_scores(warehouse, self.scorer_id, self.tokenizer_id, self.pool)
         num_pool = pq.read_metadata(self.pool).num_rows
@@ -152,7 +157,7 @@ class PoolScorer:
             **({"heads_read": [str(head) for head in heads]} if heads else {}),
             **summarise_scores(scores, self._texts_of),
         }
-        return Made(data=["scores.parquet"], summary=summary)
+        return Made(data=["scores.parquet"], summary=summary, model_use=model_use)
 
     def _share_scores(self) -> None:
         if not self._reads_response:  # else equal prompts have scores of their own

@@ -15,12 +15,14 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from circuitseer_assets.assets.tables import table_of
 from circuitseer_assets.errors import ArtifactError, StaleSettingsError
-from circuitseer_assets.records import Artifact, artifact_id_of
+from circuitseer_assets.records import Artifact, ModelUse, artifact_id_of
 from circuitseer_assets.settings import Settings
 from resources.artifacts import data_version_of as version_of_files
 from resources.home import Home
 from resources.processes import one_at_a_time
+from resources.record_rows import artifact_cost_rows
 
 SUMMARY_FILE = "summary.json"
 log = logging.getLogger("circuitseer")
@@ -32,13 +34,14 @@ class Made:
 
     `data` names the files or folders whose content is the artifact's data version. `summary` is
     in the UI: a key that ends with `_md` is Markdown, `_url` a link. `rows` are the warehouse's,
-    committed together with the artifact.
+    committed together with the artifact. `model_use` is what was asked of a model, where one was.
     """
 
     data: Sequence[str]
     summary: Mapping[str, Any] = field(default_factory=dict)
     rows: Mapping[str, pa.Table] = field(default_factory=dict)
     mlflow_run_id: str | None = None
+    model_use: ModelUse | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class StageRun:
 
     `parents` are the artifacts that the upstream assets last materialised, by the asset's name.
     Without a `dagster_run_id` the stage is planned: it goes as far as it finds what it needs.
-    `asset` and `partition` are what Dagster is materialising.
+    `asset` and `partition` are what Dagster is materialising; `own_keys` are those of assets that a
+    cell has of its own, by the stage's name.
     """
 
     home: Home
@@ -79,6 +83,7 @@ class StageRun:
     dagster_run_id: str | None
     asset: str | None = None
     partition: str | None = None
+    own_keys: Mapping[str, dg.AssetKey] = field(default_factory=dict)
 
     @classmethod
     def of(cls, context: dg.AssetExecutionContext, home: Home, *slices: str) -> "StageRun":
@@ -123,15 +128,21 @@ class StageRun:
         for name in slices:
             _ensure_observed(context.instance, home, name)
         cell = home.changed(**changes)
+        own_keys = {name: dg.AssetKey([group, name]) for name in partitions}
 
         def find_parent(name: str) -> Artifact:
-            if name in partitions:
-                key = dg.AssetKey([group, name])
-                return latest_artifact(context.instance, home, key, partitions[name])
-            return latest_artifact(context.instance, home, name)
+            key = own_keys.get(name, dg.AssetKey(name))
+            return latest_artifact(context.instance, home, key, partitions.get(name))
 
-        run_id, asset = context.run.run_id, _asset_of(context)
-        return cls(cell, cell.settings(), find_parent, run_id, asset, context.partition_key)
+        return cls(
+            cell,
+            cell.settings(),
+            find_parent,
+            context.run.run_id,
+            _asset_of(context),
+            context.partition_key,
+            own_keys,
+        )
 
     @classmethod
     def planned(cls, home: Home, parents: Mapping[str, Artifact]) -> "StageRun":
@@ -147,6 +158,10 @@ class StageRun:
         artifact = self.parents(name)
         self.home.artifacts.verify(artifact.stage, artifact.artifact_id)
         return artifact
+
+    def key_of(self, name: str) -> dg.AssetKey:
+        """Returns the key of an asset above, the cell's own where it has one."""
+        return self.own_keys.get(name, dg.AssetKey.from_user_string(name))
 
     def ancestor(self, artifact: Artifact, stage: str) -> Artifact:
         """Returns the nearest ancestor of `artifact` that is of another stage.
@@ -225,7 +240,8 @@ class StageRun:
             dagster_run_id=self.dagster_run_id,
             mlflow_run_id=made.mlflow_run_id,
         )
-        self.home.warehouse.record(artifact, made.rows)
+        costs = artifact_cost_rows(artifact_id, summary["duration_s"], made.model_use)
+        self.home.warehouse.record(artifact, {**made.rows, "artifact_costs": costs})
         shutil.rmtree(self.work_folder(artifact_id), ignore_errors=True)
         log.info("%s: made %s in %.1f s", stage, artifact_id, time.monotonic() - started)
         return Materialised(artifact, self.folder(artifact), reused=False)
@@ -262,12 +278,14 @@ class StageRun:
     def result(
         self, done: Materialised, *, key: str | None = None, **more: Any
     ) -> dg.MaterializeResult[Any]:
-        """Returns what Dagster is told: the content's version, the ids, and the summary."""
+        """Returns what Dagster is told: the content's version, ids, its table, and the summary."""
         artifact = done.artifact
         if done.reused:
             log.info("%s: reused %s", artifact.stage, artifact.artifact_id)
-        metadata = {name: _metadata_value(name, v) for name, v in done.summary.items()}
+        summary, table = done.summary, table_of(artifact.stage)
+        metadata: dict[str, Any] = {name: _metadata_value(name, v) for name, v in summary.items()}
         metadata |= {
+            **table.measured(done.folder, summary, self.key_of),
             "artifact_id": dg.MetadataValue.text(artifact.artifact_id),
             "reused": dg.MetadataValue.bool(done.reused),
             "folder": dg.MetadataValue.path(str(done.folder)),

@@ -21,7 +21,13 @@ from circuitseer_assets.method.composition import value_of
 from circuitseer_assets.method.evaluation import summarise
 from circuitseer_assets.method.scorers import SCORERS
 from circuitseer_assets.method.study_methods import find_method
-from circuitseer_assets.records import Artifact, Message, TokenizedText, artifact_id_of
+from circuitseer_assets.records import (
+    Artifact,
+    Message,
+    ModelUse,
+    TokenizedText,
+    artifact_id_of,
+)
 from resources.benchmarks import load_task
 from resources.language_model import LanguageModel, load_language_model
 from resources.sample_files import read_samples
@@ -53,7 +59,7 @@ def make_study_cell(run: StageRun, method: str, seed: int) -> Materialised:
     cell_id = artifact_id_of("study_cell", identity, [p.artifact_id for p in parents], CODE_VERSION)
 
     def describe(folder: Path) -> Made:
-        losses = _held_out_losses(run, checkpoint)
+        losses, model_use = _held_out_losses(run, checkpoint)
         pq.write_table(losses, folder / LOSSES_FILE)
         tasks = summarise(read_outcomes(run.folder(evaluation)))
         row = {
@@ -73,6 +79,7 @@ def make_study_cell(run: StageRun, method: str, seed: int) -> Materialised:
             summary={**row, "composition": composition},
             rows={"study_cells": pa.Table.from_pylist([{"study_cell_id": cell_id, **row}])},
             mlflow_run_id=_log(run, cell_id, row),
+            model_use=model_use,
         )
 
     return run.reuse_or_make("study_cell", identity, parents, describe, code_version=CODE_VERSION)
@@ -87,17 +94,24 @@ def load_cell(folder: Path) -> dict[str, Any]:
 # the second endpoint ------------------------------------------------------------------------------
 
 
-def _held_out_losses(run: StageRun, checkpoint: Artifact) -> pa.Table:
-    """Returns the loss of every held-out worked solution that the benchmarks have, in nats."""
+def _held_out_losses(run: StageRun, checkpoint: Artifact) -> tuple[pa.Table, ModelUse]:
+    """Returns the loss of every held-out worked solution that the benchmarks have, in nats.
+
+    Second stands what that asked of the model.
+    """
+    from circuitseer_assets.method.forwards import count_forwards
     from circuitseer_assets.method.response_loss import response_losses
 
     model = load_language_model(checkpoint_model(run, checkpoint), cache=run.home.models)
     asked = dict(_solutions(run, model))
-    losses = response_losses(
-        model.model,
-        (text for _, text in asked.values()),
-        max_batch_tokens=run.settings.execution.max_batch_tokens,
-    )
+    with count_forwards(model.model) as counted:
+        losses = list(
+            response_losses(
+                model.model,
+                (text for _, text in asked.values()),
+                max_batch_tokens=run.settings.execution.max_batch_tokens,
+            )
+        )
     rows = [
         {
             "task": asked[key][0],
@@ -108,7 +122,7 @@ def _held_out_losses(run: StageRun, checkpoint: Artifact) -> pa.Table:
         for key, of_tokens in losses
     ]
     rows.sort(key=lambda row: (row["task"], row["doc_id"]))
-    return pa.Table.from_pylist(rows, schema=_LOSS_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=_LOSS_SCHEMA), counted.use
 
 
 def _solutions(

@@ -70,15 +70,28 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
     Raises:
         ModelError: the architecture is not supported.
     """
+    layers = decoder_layers(model)
+    decoder = decoder_of(model)
+    norm = next((getattr(decoder, n) for n in _NORM_NAMES if hasattr(decoder, n)), None)
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if norm is None or head is None:
+        missing = "final norm" if norm is None else "output head"
+        raise _cannot_restart(model, f"its {missing} cannot be found")
+    return DecoderParts(model, layers, norm, ensure_supported(model).num_heads)
+
+
+def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """Returns the model's decoder layers, the lowest first.
+
+    Raises:
+        ModelError: the architecture is not supported.
+    """
     shape = ensure_supported(model)
     decoder = decoder_of(model)
     layers = next((getattr(decoder, n) for n in _LAYER_NAMES if hasattr(decoder, n)), None)
-    norm = next((getattr(decoder, n) for n in _NORM_NAMES if hasattr(decoder, n)), None)
-    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if layers is None or norm is None or head is None:
-        missing = "layers" if layers is None else "final norm" if norm is None else "output head"
-        raise _cannot_restart(model, f"its {missing} cannot be found")
-    return DecoderParts(model, tuple(layers[: shape.num_layers]), norm, shape.num_heads)
+    if layers is None:
+        raise _cannot_restart(model, "its layers cannot be found")
+    return tuple(layers[: shape.num_layers])
 
 
 Report = Callable[[float, Sequence[int], Sequence[float]], None]

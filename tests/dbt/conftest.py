@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from circuitseer_assets.records import Artifact
+from circuitseer_assets.records import Artifact, ModelUse
 from circuitseer_assets.settings import PROJECT_ROOT
+from resources.record_rows import artifact_cost_rows
 from resources.warehouse import Warehouse
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -49,21 +50,30 @@ class Build:
         return self.warehouse.query(sql).to_pylist()
 
 
-def build_with_dbt(warehouse: Warehouse, folder: Path) -> Build:
-    """Returns what `dbt build` on the warehouse made of it."""
+def run_dbt(warehouse: Warehouse, folder: Path, *command: str) -> None:
+    """Runs a command of dbt on the warehouse; what it writes goes to `folder`."""
     project = str(PROJECT_ROOT / "dbt_meta")
-    command = [str(Path(sys.executable).with_name("dbt")), "--quiet", "build"]
-    command += ["--project-dir", project, "--profiles-dir", project]
-    command += ["--target-path", str(folder / "target"), "--log-path", str(folder / "logs")]
+    whole = [str(Path(sys.executable).with_name("dbt")), "--quiet", *command]
+    whole += ["--project-dir", project, "--profiles-dir", project]
+    whole += ["--target-path", str(folder / "target"), "--log-path", str(folder / "logs")]
     environment = {
         **os.environ,
         "CIRCUITSEER_WAREHOUSE": str(warehouse.path),
         "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
     }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(whole, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def build_with_dbt(warehouse: Warehouse, folder: Path) -> Build:
+    """Returns what `dbt build` on the warehouse made of it."""
+    run_dbt(warehouse, folder, "build")
     results = json.loads((folder / "target" / "run_results.json").read_text())["results"]
-    statuses = {result["unique_id"].split(".")[2]: result["status"] for result in results}
+    statuses = {
+        result["unique_id"].split(".")[2]: result["status"]
+        for result in results
+        if not result["unique_id"].startswith("exposure.")  # nothing is built of these
+    }
     return Build(warehouse, folder / "target", statuses)
 
 
@@ -88,7 +98,7 @@ def fixture_artifacts() -> Iterator[tuple[Artifact, dict[str, pa.Table]]]:
         ("corpus-0", [], {"corpus": {"source": "hub", "repo_id": "old"}}, corpus_rows(0, 5)),
         ("corpus-1", [], {"corpus": CORPUS}, corpus_rows(1, 6)),
         ("probe_set-1", ["corpus-0"], {"probe_set": {"seed": 0}}, probe_rows()),
-        ("pool-1", ["corpus-1", "probe_set-1"], {"decontamination": {}}, {}),
+        ("pool-1", ["corpus-1", "probe_set-1"], {"decontamination": {}}, pool_rows()),
         ("head_ranking-1", ["probe_set-1"], RANKING, ranking_rows("1", FIRST_RANKING)),
         ("head_ranking-2", ["probe_set-1"], MODEL, ranking_rows("2", SECOND_RANKING)),
         ("sample_scores-1", ["pool-1", "head_ranking-1"], SCORING, length_rows()),
@@ -113,14 +123,16 @@ def fixture_artifacts() -> Iterator[tuple[Artifact, dict[str, pa.Table]]]:
                 dagster_run_id=f"run of {artifact_id}",
                 created_at=START + timedelta(hours=hour),
             ),
-            {name: pa.Table.from_pylist(content) for name, content in rows.items()},
+            {name: pa.Table.from_pylist(content) for name, content in rows.items()}
+            # The first one was made before costs were kept.
+            | ({"artifact_costs": cost_row(artifact_id, hour)} if hour else {}),
         )
 
 
 CORPUS = {"source": "files", "paths": ["a.jsonl", "b.jsonl"]}
 RANKING = {"head_ranking": {}, **MODEL}
 SCORING = {
-    "scoring": {"reading": "attention_variance", "heads": "reasoning"},
+    "scoring": {"scorer": "attention", "reading": "attention_variance", "heads": "reasoning"},
     "scorer_id": "scorer-1",
     **MODEL,
 }
@@ -148,6 +160,15 @@ def corpus_rows(number: int, size: int) -> Rows:
             {"corpus_id": corpus_id, "source": "a", "position": 9, "reason": "empty", "detail": ""}
         ],
     }
+
+
+def pool_rows() -> Rows:
+    return {"pool_members": [{"pool_id": "pool-1", "sample_id": i} for i in [*SCORES, "s6"]]}
+
+
+def cost_row(artifact_id: str, hour: int) -> pa.Table:
+    """Returns what an artifact took: as many seconds as hours went by, and twice the forwards."""
+    return artifact_cost_rows(artifact_id, float(hour), ModelUse(2.0 * hour, 100 * hour))
 
 
 def probe_rows() -> Rows:
@@ -209,7 +230,7 @@ def length_rows() -> Rows:
             "num_prompt_tokens": 9,
             "num_response_tokens": 20,
         }
-        for sample_id in SCORES
+        for sample_id in [*SCORES, "s6"]
     ]
     return {"sample_lengths": lengths}
 

@@ -15,15 +15,20 @@ from circuitseer_assets.method.evaluation import summarise
 from circuitseer_assets.records import Outcome
 from circuitseer_assets.settings import PROJECT_ROOT
 from resources.warehouse import Warehouse
+from tests.dbt.conftest import run_dbt
 
 MARTS = (
     "artifact_lineage",
     "evaluation_summary",
     "head_usage",
+    "run_costs",
     "score_distribution",
+    "score_length_bias",
     "study_results",
     "study_significance",
+    "subset_length_bias",
     "subset_lineage",
+    "subset_overlap",
 )
 
 
@@ -43,7 +48,11 @@ def test_empty_warehouse_gives_empty_marts(full_build, tmp_path: Path) -> None:
 def compiled_nodes(build) -> list[dict[str, Any]]:
     run = json.loads((build.target / "run_results.json").read_text())["results"]
     nodes = json.loads((build.target / "manifest.json").read_text())["nodes"]
-    return [{**nodes[result["unique_id"]], **result} for result in run]
+    return [
+        {**nodes[result["unique_id"]], **result}
+        for result in run
+        if result["unique_id"] in nodes  # an exposure is no node
+    ]
 
 
 def test_every_model_and_test_passes_on_the_fixture(full_build) -> None:
@@ -57,6 +66,8 @@ def test_subset_lineage_names_everything_the_subset_stands_on(full_build) -> Non
     assert first == {
         "subset_id": "subset-1",
         "num_samples": 2,
+        "num_tokens": 58,
+        "num_pool": 5,
         "base_model": "org/model",
         "base_model_revision": "abc",
         "model_digest": "model-digest",
@@ -64,6 +75,7 @@ def test_subset_lineage_names_everything_the_subset_stands_on(full_build) -> Non
         "num_reasoning_heads": 2,
         "reasoning_heads": "0.0, 1.1",
         "scorer_id": "scorer-1",
+        "scorer": "attention",
         "score_reading": "attention_variance",
         "score_heads": "reasoning",
         "seed": 7,
@@ -248,6 +260,31 @@ def test_staging_and_marts_lie_unqualified_beside_the_tables(full_build) -> None
             "delete from evaluation_outcomes where doc_id = 'p1' and \"repeat\" = 1",
             "problems_are_answered_equally_often",
         ),
+        ("delete from pool_members where sample_id = 's4'", "subset_members_are_in_their_pool"),
+        ("update subset_lineage set corpus_id = null", "subsets_know_what_they_stand_on"),
+        (
+            "update head_usage set share_of_rankings_choosing = 1 where head_name = '0.1'",
+            "choices_are_shared_out_over_the_heads",
+        ),
+        ("delete from subset_overlap", "subsets_overlap_once_and_as_sets_can"),
+        ("update subset_overlap set num_common = 2", "subsets_overlap_once_and_as_sets_can"),
+        (
+            "update subset_overlap set num_common = 0, num_samples = 5",
+            "subsets_overlap_once_and_as_sets_can",
+        ),
+        ("delete from sample_scores where sample_id = 's2'", "every_score_has_a_length"),
+        (
+            "delete from subset_length_bias where subset_id = 'subset-2'",
+            "tenths_hold_pool_and_subset",
+        ),
+        ("update subset_length_bias set num_drawn = 0", "tenths_hold_pool_and_subset"),
+        (
+            "delete from evaluation_summary where task = 'svamp'",
+            "intervals_hold_their_pass_at_1",
+        ),
+        ("update evaluation_summary set ci_high = 0", "intervals_hold_their_pass_at_1"),
+        ("delete from run_costs where stage = 'subset'", "costs_of_a_run_add_up"),
+        ("update run_costs set share_of_run_duration = 0.5", "costs_of_a_run_add_up"),
         (
             "update subset_members set inclusion_probability = 1.5",
             "accepted_range_stg_subset_members_0__1__inclusion_probability",
@@ -319,3 +356,32 @@ def test_study_significance_tells_hypotheses_from_explorations(full_build) -> No
     primary = {row["endpoint"]: row["is_primary"] for row in rows}
     assert primary == {"pass_at_1": True, "held_out_log_likelihood_nats": False}
     assert {row["dagster_run_id"] for row in rows} == {"run of study_results-1"}
+
+
+def test_documentation_has_every_model_with_its_columns_and_who_uses_it(
+    full_build, tmp_path: Path
+) -> None:
+    # On a copy: the files of the build itself are read by other tests.
+    shutil.copyfile(full_build.warehouse.path, tmp_path / "warehouse.duckdb")
+    run_dbt(Warehouse(tmp_path / "warehouse.duckdb"), tmp_path, "docs", "generate", "--static")
+    catalog = json.loads((tmp_path / "target" / "catalog.json").read_text())
+    assert catalog["errors"] is None
+    found = {node["metadata"]["name"]: node["columns"].keys() for node in catalog["nodes"].values()}
+    models = {path.stem for path in (PROJECT_ROOT / "dbt_meta" / "models").rglob("*.sql")}
+    assert found.keys() == models
+    for mart in MARTS:
+        assert found[mart] == column_names(full_build, mart)
+    page = (tmp_path / "target" / "static_index.html").read_text()
+    assert all(mart in page for mart in MARTS)
+
+
+def test_every_mart_is_somebodys_who_is_named(full_build) -> None:
+    manifest = json.loads((full_build.target / "manifest.json").read_text())
+    exposures = {exposure["name"]: exposure for exposure in manifest["exposures"].values()}
+    assert exposures.keys() == {"audit_report", "dagster_ui"}
+    used = set()
+    for exposure in exposures.values():
+        assert exposure["description"]
+        assert exposure["owner"]["name"]
+        used |= {node.rpartition(".")[2] for node in exposure["depends_on"]["nodes"]}
+    assert used == set(MARTS)

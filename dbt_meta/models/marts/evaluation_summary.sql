@@ -73,6 +73,7 @@ select
     centred.model_digest,
     checkpoints.subset_id,
     compared.base_evaluation_id,
+    base_models.pass_at_1 as base_pass_at_1,
     centred.num_problems,
     centred.num_repeats,
     centred.pass_at_1,
@@ -85,5 +86,7 @@ from centred
 inner join {{ ref('stg_artifacts') }} as artifacts
     on centred.evaluation_id = artifacts.artifact_id
 left join compared on centred.evaluation_id = compared.evaluation_id
+left join centred as base_models
+    on compared.base_evaluation_id = base_models.evaluation_id and centred.task = base_models.task
 left join {{ ref('stg_checkpoints') }} as checkpoints
     on centred.checkpoint_id = checkpoints.checkpoint_id

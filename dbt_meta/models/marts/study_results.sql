@@ -39,11 +39,21 @@ from cells
 inner join {{ ref('stg_artifacts') }} as artifacts
     on cells.study_id = artifacts.artifact_id
 group by cells.study_id, cells.method
-union all by name
+union all
 select
     study_id,
     method.key as method,
     0 as num_seeds,
+    null as pass_at_1,
+    null as pass_at_1_sd,
+    null as held_out_loss_nats,
+    null as num_samples,
+    null as num_train_tokens,
+    null as num_selection_forwards,
+    null as selection_s,
+    null as training_s,
+    null as effective_share_of_pool,
+    null as score_tilt_sd,
     created_at,
     method.value as left_out_because
 from left_out

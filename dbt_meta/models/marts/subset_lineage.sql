@@ -38,11 +38,39 @@ members as (
         avg(score) as mean_score
     from {{ ref('stg_subset_members') }}
     group by subset_id
+),
+
+-- One length per sample and tokenizer: a join here multiplies no member.
+tokens as (
+    select
+        members.subset_id,
+        cast(
+            sum(lengths.num_prompt_tokens + lengths.num_response_tokens) as bigint
+        ) as num_tokens
+    from {{ ref('stg_subset_members') }} as members
+    inner join ancestors on members.subset_id = ancestors.subset_id
+    inner join {{ ref('stg_artifacts') }} as scores
+        on ancestors.sample_scores_id = scores.artifact_id
+    inner join {{ ref('stg_sample_lengths') }} as lengths
+        on
+            (scores.settings ->> '$.tokenizer_id') = lengths.tokenizer_id
+            and members.sample_id = lengths.sample_id
+    group by members.subset_id
+),
+
+pools as (
+    select
+        pool_id,
+        count(*) as num_pool
+    from {{ ref('stg_pool_members') }}
+    group by pool_id
 )
 
 select
     subsets.artifact_id as subset_id,
     members.num_samples,
+    tokens.num_tokens,
+    pools.num_pool,
     base_models.name as base_model,
     base_models.revision as base_model_revision,
     scores.settings ->> '$.model_digest' as model_digest,
@@ -50,6 +78,7 @@ select
     heads.num_reasoning_heads,
     heads.reasoning_heads,
     scores.settings ->> '$.scorer_id' as scorer_id,
+    scores.settings ->> '$.scoring.scorer' as scorer,
     scores.settings ->> '$.scoring.reading' as score_reading,
     scores.settings ->> '$.scoring.heads' as score_heads,
     cast(subsets.settings ->> '$.selection.seed' as bigint) as seed,
@@ -83,6 +112,8 @@ select
 from subsets
 inner join ancestors on subsets.artifact_id = ancestors.subset_id
 left join members on subsets.artifact_id = members.subset_id
+left join tokens on subsets.artifact_id = tokens.subset_id
+left join pools on ancestors.pool_id = pools.pool_id
 left join heads on ancestors.head_ranking_id = heads.head_ranking_id
 left join {{ ref('stg_artifacts') }} as scores
     on ancestors.sample_scores_id = scores.artifact_id

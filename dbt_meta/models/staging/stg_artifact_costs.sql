@@ -1,0 +1,6 @@
+select
+    artifact_id,
+    duration_s,
+    num_forwards,
+    num_tokens
+from {{ source('warehouse', 'artifact_costs') }}

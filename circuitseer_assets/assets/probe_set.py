@@ -212,7 +212,12 @@ def _write_pool(
         summary={
             "num_samples": len(pool),
             "num_contaminated": len(dirty),
-            "contaminated_by_rule": dict(Counter(row.rule for row in contaminated)),
+            # A sample too like several problems is one sample removed.
+            "contaminated_by_rule": dict(
+                Counter(
+                    rule for _, rule in sorted({(row.sample_id, row.rule) for row in contaminated})
+                )
+            ),
             "benchmarks": [b.task for b in run.settings.decontamination.benchmarks],
         },
         rows={

@@ -257,10 +257,12 @@ def test_every_materialisation_links_to_its_mlflow_run(first_run: Any, home: Hom
     for asset, values in first_run.metadata.items():
         artifact = home.warehouse.find_artifact(values.get("artifact_id", ""))
         tracked = artifact.mlflow_run_id if artifact else None
-        assert (asset in ("checkpoint", "evaluation")) == (tracked is not None)
+        assert (asset in ("checkpoint", "evaluation", "audit")) == (tracked is not None)
         assert values.get("mlflow_run_id") == tracked
         assert tracked is None or values["mlflow_run"].endswith(f"/runs/{tracked}")
     assert first_run.of("evaluation", "base_mlflow_run") != first_run.of("evaluation", "mlflow_run")
+    # The page lies with the training: it is the model whose users look for it.
+    assert first_run.of("audit", "mlflow_run") == first_run.of("checkpoint", "mlflow_run")
 
 
 def test_the_training_runs_data_set_is_the_subset_by_its_digest(first_run: Any, home: Home) -> None:

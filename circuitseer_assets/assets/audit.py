@@ -9,6 +9,7 @@ import dagster as dg
 
 from circuitseer_assets.assets.slices import settings_key
 from circuitseer_assets.assets.stage import Made, Materialised, StageRun
+from circuitseer_assets.errors import ArtifactError
 from circuitseer_assets.method.audit import Lineage, format_lineage, lineage_as_json, trace_lineage
 from circuitseer_assets.method.report_page import render_report
 from circuitseer_assets.records import Artifact, artifact_id_of
@@ -66,7 +67,13 @@ def _write(run: StageRun, lineage: Lineage, audit_id: str, folder: Path) -> Made
     page = folder / REPORT_FILE
     page.write_text(render_report(read_report(run.home, lineage, audit_id)), encoding="utf-8")
     # Beside the training it tells of, so that whoever looks at the model finds it.
-    training_run = next(one.mlflow_run_id for one in lineage.artifacts if one.mlflow_run_id)
+    checkpoint = next(one for one in lineage.artifacts if one.stage == "checkpoint")
+    training_run = checkpoint.mlflow_run_id
+    if training_run is None:
+        raise ArtifactError(
+            f"{checkpoint.artifact_id} must name the MLflow run of its training, got none; "
+            f"change training.seed, then `make run`, which trains anew"
+        )
     run.home.tracking().log_file(training_run, page, f"audit/{audit_id}")
     return Made(
         data=["lineage.json"],

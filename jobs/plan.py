@@ -59,6 +59,23 @@ class Planned:
     reason: str
     artifact: Artifact | None
 
+    @property
+    def said(self) -> str:
+        """What would happen, in words."""
+        if self.action == "reuse" and self.artifact is not None:
+            return f"reuse {self.artifact.artifact_id}"
+        return {"depends": "depend on", "fresh": "stay"}.get(self.action, self.action)
+
+    def as_json(self) -> dict[str, str | None]:
+        """Returns it as plain JSON values."""
+        artifact_id = self.artifact.artifact_id if self.artifact else None
+        return {
+            "asset": self.asset,
+            "action": self.action,
+            "reason": self.reason,
+            "artifact_id": artifact_id,
+        }
+
 
 def make_plan(defs: dg.Definitions, home: Home) -> list[Planned]:
     """Returns what a reconciliation would do with every stage's assets, in the graph's order.
@@ -139,17 +156,3 @@ def _latest(instance: dg.DagsterInstance, home: Home, name: str) -> Artifact | N
 def _parents_of(graph: AssetGraph, names: tuple[str, ...]) -> set[str]:
     keys = {parent for name in names for parent in graph.get(dg.AssetKey(name)).parent_keys}
     return {key.to_user_string() for key in keys} - set(names)
-
-
-def format_plan(plan: list[Planned]) -> str:
-    """Returns the plan as a table: asset, what happens to it, why."""
-    said = {"depends": "depends on", "fresh": "fresh", "compute": "compute"}
-    rows = []
-    for step in plan:
-        artifact_id = step.artifact.artifact_id if step.artifact else ""
-        action = f"reuse {artifact_id}" if step.action == "reuse" else said[step.action]
-        rows.append((step.asset, action, step.reason))
-    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
-    return "\n".join(
-        f"{asset:<{widths[0]}}  {action:<{widths[1]}}  {reason}" for asset, action, reason in rows
-    )

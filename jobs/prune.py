@@ -214,18 +214,21 @@ def _build_reports(defs: dg.Definitions, home: Home) -> None:
         run_job(defs, home, assets=reports)
 
 
-def format_pruned(pruned: Pruned) -> str:
-    """Returns the removal as a table by stage, and in words what else went and what is left."""
-    rows = [("stage", "removed", "", "kept", "")]
+PRUNED_COLUMNS = ("stage", "removed", "of", "kept", "of")
+
+
+def pruned_rows(pruned: Pruned) -> list[tuple[str, ...]]:
+    """Returns how much of every stage went and stayed, by `PRUNED_COLUMNS`."""
+    rows: list[tuple[str, ...]] = []
     for stage in sorted({*pruned.removed, *pruned.kept}):
         gone, stays = pruned.removed.get(stage, Amount()), pruned.kept.get(stage, Amount())
         cells = (str(gone.count), format_bytes(gone.num_bytes))
         rows.append((stage, *cells, str(stays.count), format_bytes(stays.num_bytes)))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    table = [
-        "  ".join([row[0].ljust(widths[0])] + [row[i].rjust(widths[i]) for i in range(1, 5)])
-        for row in rows
-    ]
+    return rows
+
+
+def describe_pruned(pruned: Pruned) -> str:
+    """Returns in words what went altogether, and what is left to do."""
     count = sum(amount.count for amount in pruned.removed.values())
     size = format_bytes(sum(amount.num_bytes for amount in pruned.removed.values()))
     verb = "would remove" if pruned.dry_run else "removed"
@@ -233,8 +236,7 @@ def format_pruned(pruned: Pruned) -> str:
         f"{verb} {count} artifacts of {size}, {sum(pruned.num_rows.values())} rows, "
         f"{pruned.num_mlflow_runs} MLflow runs and {pruned.num_mlflow_models} models"
     )
-    left = [f"left: {what}" for what in pruned.left]
-    return "\n".join([*(line.rstrip() for line in table), "", said, *left])
+    return "\n".join([said, *(f"left: {what}" for what in pruned.left)])
 
 
 def format_bytes(num_bytes: int) -> str:

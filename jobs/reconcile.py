@@ -41,6 +41,25 @@ class Reconciliation:
         """Returns one metadata value of an asset's latest materialisation."""
         return self.metadata[asset][name]
 
+    def as_json(self) -> dict[str, Any]:
+        """Returns it as plain JSON values, without the pictures and texts made for the UI."""
+        return {
+            "run_ids": list(self.run_ids),
+            "duration_s": self.duration_s,
+            "computed": list(self.computed),
+            "reused": list(self.reused),
+            "untouched": list(self.untouched),
+            "saved_s": self.saved_s,
+            "assets": {
+                asset: {
+                    name: value
+                    for name, value in values.items()
+                    if isinstance(value, str | int | float | list) and not name.endswith("_md")
+                }
+                for asset, values in self.metadata.items()
+            },
+        }
+
 
 def reconcile(defs: dg.Definitions, home: Home) -> Reconciliation:
     """Returns what was done until nothing was stale any more.

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow.parquet as pq
 
 from circuitseer_assets.assets.study import (
     CELL_STAGES,
+    COMPARISONS_FILE,
     GROUP,
     LEFT_OUT_TAG,
     REPORT_FILE,
@@ -85,6 +87,12 @@ def run_study(defs: dg.Definitions, home: Home, *, all_methods: bool = False) ->
 def report_of(folder: Path) -> str:
     """Returns the report of a study, from its folder."""
     return (folder / REPORT_FILE).read_text(encoding="utf-8")
+
+
+def comparisons_of(folder: Path) -> list[dict[str, Any]]:
+    """Returns the comparisons of a study, from its folder: the mart `study_significance`."""
+    rows: list[dict[str, Any]] = pq.read_table(folder / COMPARISONS_FILE).to_pylist()
+    return rows
 
 
 def make_pool_and_ranking(defs: dg.Definitions, home: Home) -> None:

@@ -84,10 +84,12 @@ def _cell(key: Mapping[str, str], model: PipelineRun, cell: PipelineRun) -> Cell
     )
 
 
-def format_sweep(cells: Sequence[Cell]) -> str:
-    """Returns the cells as a table: base model, budget, samples, Pass@1, what was computed."""
-    rows = [("base model", "budget", "samples", "Pass@1 before", "after", "computed")]
-    rows += [
+SWEEP_COLUMNS = ("base model", "budget", "samples", "Pass@1 before", "after", "computed")
+
+
+def sweep_rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
+    """Returns a row of text for every cell, by `SWEEP_COLUMNS`."""
+    return [
         (
             cell.base_model,
             cell.budget_fraction,
@@ -98,8 +100,3 @@ def format_sweep(cells: Sequence[Cell]) -> str:
         )
         for cell in cells
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )

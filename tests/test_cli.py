@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
+from circuitseer_assets.cli import app
 from circuitseer_assets.errors import CircuitSeerError, SettingsError
 from resources.overrides import home_of, write_overrides
 from tests.conftest import small_settings, write_settings
@@ -171,11 +174,42 @@ def test_a_home_that_is_a_file_ends_in_one_sentence(tmp_path: Path) -> None:
     assert str(path) in done.stderr
 
 
-def test_help_names_every_command(home: Path) -> None:
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_examples_and_can_answer_in_json(command: str) -> None:
+    said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+    assert "Examples:" in said
+    assert f"circuitseer {command}" in said
+    # `dev` answers nothing: it serves until it is stopped.
+    assert ("--json" in said) == (command != "dev")
+
+
+def test_help_names_every_command_and_the_shells_can_complete(home: Path) -> None:
     done = circuitseer(home, "--help")
     assert done.returncode == 0
-    for command in ("run", "dev", "export", "lineage"):
+    for command in COMMANDS:
         assert command in done.stdout
+    shell = {
+        "_CIRCUITSEER_COMPLETE": "complete_bash",
+        "COMP_WORDS": "circuitseer l",
+        "COMP_CWORD": "1",
+    }
+    assert circuitseer(home, **shell).stdout.split() == ["lineage"]
+
+
+def test_the_plan_of_an_empty_home_is_a_table_and_json(home: Path) -> None:
+    home.mkdir()
+    write_settings(home, small_settings())
+    table = circuitseer(home, "plan")
+    assert table.returncode == 0, table.stderr
+    head, _, *rows = [line.split() for line in table.stdout.splitlines() if line.strip()]
+    assert head == ["asset", "would", "because"]
+    steps = json.loads(circuitseer(home, "plan", "--json").stdout)
+    assert [row[:2] for row in rows] == [[step["asset"], "compute"] for step in steps]
+    assert [step["artifact_id"] for step in steps] == [None] * 9
+    assert all(step["reason"] for step in steps)
 
 
 def test_an_unknown_artifact_is_named(home: Path) -> None:

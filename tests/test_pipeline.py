@@ -367,9 +367,9 @@ def test_a_pruned_home_and_its_backup_are_fresh_and_name_nothing_that_is_gone(
     assert prune(make_definitions(home), home, num_newest=0).removed == {}
 
     assert back_up(home, tmp_path / "backup").incomplete == ()
-    plan = circuitseer(tmp_path / "backup", "plan")
+    plan = circuitseer(tmp_path / "backup", "plan", "--json")
     assert plan.returncode == 0, plan.stderr
-    assert [line.split()[1] for line in plan.stdout.splitlines()] == ["fresh"] * 9
+    assert [step["action"] for step in json.loads(plan.stdout)] == ["fresh"] * 9
 
 
 @pytest.mark.long

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from circuitseer_assets.errors import ArtifactError, HousekeepingError, WarehouseError
 from jobs import prune as pruning
 from jobs.lineage import read_lineage
-from jobs.prune import JOURNAL, Pruned, format_pruned
+from jobs.prune import JOURNAL, Pruned, describe_pruned
 from jobs.release import release_checkpoint
 from resources.dead_runs import process_tags
 from resources.home import Home
@@ -119,7 +119,7 @@ def test_the_size_told_is_the_size_freed(home: Home) -> None:
     done = prune(home)
     assert done.as_json()["num_bytes_removed"] == before - num_bytes() == before
     assert done.removed["checkpoint"].num_bytes > 4_000_000
-    assert "removed 6 artifacts of 4.7 MB, 17 rows, 1 MLflow runs and 1 models" in format_pruned(
+    assert "removed 6 artifacts of 4.7 MB, 17 rows, 1 MLflow runs and 1 models" in describe_pruned(
         done
     )
 

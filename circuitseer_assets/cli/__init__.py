@@ -1,0 +1,37 @@
+"""The `circuitseer` command: make the graph, ask about what was made, look after it. Thin.
+
+Exit status: 0 done, 1 something differs or failed, 2 refused, with one sentence that says why.
+"""
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from circuitseer_assets.cli import audit, graph, keeping
+from circuitseer_assets.cli.terminal import console
+from circuitseer_assets.errors import CircuitSeerError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Pick training data for reasoning models by looking inside the model.",
+)
+for group in (graph, audit, keeping):
+    app.add_typer(group.app)
+
+
+def main() -> None:
+    """Runs the command; what CircuitSeer refuses ends in one sentence and exit status 2."""
+    try:
+        app()
+    except CircuitSeerError as error:
+        _refuse(str(error))
+    except OSError as error:
+        # A folder that cannot be written or read: the system's own words name it and the reason.
+        _refuse(f"{error.filename or 'the system'}: {error.strerror or error}; free or correct it")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    console.print(f"circuitseer: {sentence}", style="red", markup=False, soft_wrap=True)
+    sys.exit(2)

@@ -24,7 +24,7 @@ from resources.tracking_inputs import log_training_set
 if TYPE_CHECKING:
     from circuitseer_assets.method.checkpoint import FineTuning
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 CHECKPOINT_FILE = "checkpoint.json"
 WEIGHTS_FILE = "weights.json"
 

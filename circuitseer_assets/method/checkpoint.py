@@ -40,7 +40,8 @@ class FineTuning:
     """What a fine-tuning did.
 
     `losses` holds (step, loss in nats a response token). `first_loss_nats` and `final_loss_nats`
-    are means over the first and the last quarter of the steps, at most 25. `num_train_tokens`
+    are means over the first and the last epoch, which saw the same samples; of less than two epochs
+    over the first and the last quarter of the steps, at most 25. `num_train_tokens`
     counts the rows' tokens once, prompts included; `num_response_tokens` those that carry loss.
     `duration_s` is the time of the last call: a resumed training took longer in all.
     """
@@ -109,7 +110,7 @@ def fine_tune(
         num_response_tokens=sum(len(row.input_ids) - row.response_start for row in data.rows),
         dropped=data.dropped,
         truncated=data.truncated,
-        **_first_and_final([loss for _, loss in losses]),
+        **_first_and_final([loss for _, loss in losses], _steps_an_epoch(len(data.rows), settings)),
         duration_s=time.monotonic() - started,
     )
     _write_result(output_dir, identity, fine_tuning)
@@ -123,8 +124,12 @@ def count_steps(num_samples: int, settings: TrainingSettings) -> int:
     """Returns the number of optimiser steps that training on `num_samples` takes."""
     if settings.max_steps is not None:
         return settings.max_steps
+    return math.ceil(settings.epochs * _steps_an_epoch(num_samples, settings))
+
+
+def _steps_an_epoch(num_samples: int, settings: TrainingSettings) -> int:
     batches = math.ceil(num_samples / settings.batch_size)
-    return math.ceil(settings.epochs * math.ceil(batches / settings.gradient_accumulation_steps))
+    return math.ceil(batches / settings.gradient_accumulation_steps)
 
 
 # files --------------------------------------------------------------------------------------------
@@ -200,8 +205,11 @@ def _weights_digest(model: PreTrainedModel) -> str:
     )
 
 
-def _first_and_final(losses: Sequence[float]) -> dict[str, float]:
+def _first_and_final(losses: Sequence[float], steps_an_epoch: int) -> dict[str, float]:
+    # Batches differ by more than a short training lowers the loss; epochs are of the same samples.
     window = max(1, min(25, len(losses) // 4))
+    if len(losses) >= 2 * steps_an_epoch:
+        window = steps_an_epoch
     first, final = losses[:window], losses[-window:]
     return {
         "first_loss_nats": sum(first) / len(first),

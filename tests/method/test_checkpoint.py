@@ -2,11 +2,13 @@
 
 import functools
 import gc
+import math
 import shutil
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -168,8 +170,22 @@ def test_accumulation_and_recomputed_activations_change_no_weight(
 def test_training_lowers_the_loss(train: Callable[..., FineTuning], tmp_path: Path) -> None:
     done = train(tmp_path, max_steps=30, learning_rate=1e-2)
     assert done.final_loss_nats < 0.8 * done.first_loss_nats
-    window = [loss for _, loss in done.losses[:7]]
-    assert done.first_loss_nats == pytest.approx(sum(window) / 7)
+
+
+def test_the_first_and_the_last_loss_are_those_of_whole_epochs_or_of_quarters(
+    train: Callable[..., FineTuning], tmp_path: Path, samples: list[Sample]
+) -> None:
+    an_epoch = math.ceil(len(samples) / SETTINGS.batch_size)
+    whole = train(tmp_path / "whole", max_steps=None, epochs=3)
+    losses = [loss for _, loss in whole.losses]
+    assert len(losses) == 3 * an_epoch
+    assert whole.first_loss_nats == pytest.approx(fmean(losses[:an_epoch]))
+    assert whole.final_loss_nats == pytest.approx(fmean(losses[-an_epoch:]))
+    short = train(tmp_path / "short", max_steps=2 * an_epoch - 1)
+    losses = [loss for _, loss in short.losses]
+    quarter = max(1, len(losses) // 4)
+    assert short.first_loss_nats == pytest.approx(fmean(losses[:quarter]))
+    assert short.final_loss_nats == pytest.approx(fmean(losses[-quarter:]))
 
 
 def test_a_loss_that_is_no_number_ends_the_training(

@@ -111,26 +111,35 @@ class ArtifactStore:
         Raises:
             ArtifactError: the artifact is missing, or a file is missing, changed or new.
         """
+        for problem in self.find_problems(stage, artifact_id):
+            raise ArtifactError(problem)
+
+    def find_problems(self, stage: str, artifact_id: str) -> Iterator[str]:
+        """Returns of each file that is not what it was when the artifact was made how it differs.
+
+        Raises:
+            ArtifactError: the artifact's manifest is missing or no manifest.
+        """
         folder = self.folder(stage, artifact_id)
         recorded = _read_manifest(folder)
         present = set(_file_names(folder))
         remedy = "delete the folder and run again to make it anew"
         for name, entry in recorded.items():
             if name not in present:
-                raise ArtifactError(f"{folder / name} is missing; {remedy}")
+                yield f"{folder / name} is missing; {remedy}"
+                continue
             num_bytes = (folder / name).stat().st_size
             if num_bytes != entry["bytes"]:
-                raise ArtifactError(
-                    f"{folder / name} must have {entry['bytes']} bytes, got {num_bytes}; {remedy}"
-                )
+                yield f"{folder / name} must have {entry['bytes']} bytes, got {num_bytes}; {remedy}"
+                continue
             digest = digest_file(folder / name)
             if digest != entry["sha256"]:
-                raise ArtifactError(
+                yield (
                     f"{folder / name} must have the SHA-256 {entry['sha256']}, got {digest}; "
                     f"{remedy}"
                 )
         for name in sorted(present - recorded.keys()):
-            raise ArtifactError(f"{folder / name} is not in {MANIFEST}; move it elsewhere")
+            yield f"{folder / name} is not in {MANIFEST}; move it elsewhere"
 
     def is_whole(self, stage: str, artifact_id: str) -> bool:
         """Returns whether the artifact is there and every file of it is what it was."""

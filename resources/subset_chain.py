@@ -128,24 +128,28 @@ class SubsetChain:
     @cached_property
     def head_ranking(self) -> HeadRanking:
         """The ranking whose heads are read."""
-        stored = json.loads((self.folder(self.ranking) / "head_ranking.json").read_text())
-        joint = stored.pop("joint")
-        importance = tuple(
-            HeadImportance(**{**row, "head": HeadId(**row["head"])})
-            for row in stored.pop("importance")
-        )
-        return HeadRanking(
-            importance=importance,
-            joint=JointAblation(**{**joint, "delta_random_nats": tuple(joint["delta_random_nats"])})
-            if joint
-            else None,
-            **stored,
-        )
+        return load_head_ranking(self.folder(self.ranking))
 
     def summary(self, artifact: Artifact) -> dict[str, Any]:
         """Returns what making an artifact said of it."""
         loaded: dict[str, Any] = json.loads((self.folder(artifact) / "summary.json").read_text())
         return loaded
+
+
+def load_head_ranking(folder: Path) -> HeadRanking:
+    """Returns a stored ranking."""
+    stored = json.loads((folder / "head_ranking.json").read_text())
+    joint = stored.pop("joint")
+    importance = tuple(
+        HeadImportance(**{**row, "head": HeadId(**row["head"])}) for row in stored.pop("importance")
+    )
+    return HeadRanking(
+        importance=importance,
+        joint=JointAblation(**{**joint, "delta_random_nats": tuple(joint["delta_random_nats"])})
+        if joint
+        else None,
+        **stored,
+    )
 
 
 def _parents(home: Home, artifact: Artifact) -> list[Artifact]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from circuitseer_assets.errors import ArtifactError
 from circuitseer_assets.method.explanation import ReadTokens, Token
 from circuitseer_assets.method.head_sets import choose_heads
-from circuitseer_assets.records import HeadId, Sample, UnscoredSample
+from circuitseer_assets.records import HeadId, HeadRanking, Sample, UnscoredSample
+from circuitseer_assets.settings import ScoringSettings
 from resources.language_model import LanguageModel, load_language_model
 from resources.subset_chain import SubsetChain
 
@@ -58,7 +59,7 @@ def open_token_reader(chain: SubsetChain) -> Iterator[TokenReader]:
     """
     _ensure_same_model(chain)
     base_model = load_language_model(chain.home.settings().base_model, cache=chain.home.models)
-    yield TokenReader(chain, base_model, _heads_read(chain, base_model))
+    yield TokenReader(chain, base_model, heads_read(chain.head_ranking, chain.scoring, base_model))
 
 
 def _ensure_same_model(chain: SubsetChain) -> None:
@@ -73,8 +74,10 @@ def _ensure_same_model(chain: SubsetChain) -> None:
             )
 
 
-def _heads_read(chain: SubsetChain, base_model: LanguageModel) -> tuple[HeadId, ...]:
-    ranking, scoring = chain.head_ranking, chain.scoring
+def heads_read(
+    ranking: HeadRanking, scoring: ScoringSettings, base_model: LanguageModel
+) -> tuple[HeadId, ...]:
+    """Returns the heads that a scorer reads, or takes away, by its settings."""
     retrieval: tuple[HeadId, ...] = ()
     if scoring.heads == "retrieval":
         from circuitseer_assets.method.retrieval_heads import find_retrieval_heads

@@ -1,4 +1,4 @@
-"""Commands that ask what was made from what, and why: `lineage`, `explain` and `report`."""
+"""Commands that ask what was made from what, and whether it still is: `lineage`, `verify` ..."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,7 @@ from circuitseer_assets.cli.terminal import (
     home_at,
     latest_id,
     print_json,
+    print_table,
 )
 from resources.overrides import home_of
 
@@ -113,3 +114,67 @@ def report(
         print_json({"audit_id": audit_id, "path": str(path)})
     else:
         print(path)
+
+
+@app.command(
+    epilog=examples(
+        "circuitseer verify",
+        "circuitseer verify models:/solver/1 --samples 100 --json",
+        "circuitseer verify subset-0123456789abcdef --skip settings --skip scores --skip heads",
+    )
+)
+def verify(
+    artifact: Annotated[
+        str,
+        typer.Argument(help="Any artifact's id, an MLflow model's URI (models:/...), or `latest`."),
+    ] = "latest",
+    samples: Annotated[int, typer.Option(help="How many samples are scored again.")] = 16,
+    heads: Annotated[int, typer.Option(help="How many chosen heads are ablated again.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the lots that these are drawn by.")] = 0,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="A check that is not made; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+    preset: Preset = None,
+) -> None:
+    """Check that an artifact, and all it was made from, is what it was: status 1 if it is not."""
+    home = home_at(home_of(preset))
+    from circuitseer_assets.method.verification import verification_rows
+    from jobs.verify import verify as verify_artifact
+
+    name = latest_id(home, "audit") if artifact == "latest" else artifact
+    done = verify_artifact(
+        home, name, num_samples=samples, num_heads=heads, seed=seed, skip=skip or []
+    )
+    if as_json:
+        print_json(done.as_json())
+    else:
+        print_table(["check", "outcome", "what"], verification_rows(done))
+        print(f"{done.artifact_id}: {'OK' if done.is_ok else 'differs'}")
+    raise typer.Exit(0 if done.is_ok else 1)
+
+
+@app.command(
+    epilog=examples(
+        "circuitseer diff subset-0123456789abcdef latest", "circuitseer diff A B --json"
+    )
+)
+def diff(
+    before: Annotated[str, typer.Argument(help="A subset's id, or `latest`.")],
+    after: Annotated[str, typer.Argument(help="Another subset's id, or `latest`.")] = "latest",
+    as_json: AsJson = False,
+    preset: Preset = None,
+) -> None:
+    """Say what lies between two subsets: heads, samples and why, scores, settings."""
+    home = home_at(home_of(preset))
+    from jobs.diff import describe_difference, diff_rows, diff_subsets
+
+    found = diff_subsets(
+        home, *(latest_id(home, "subset") if one == "latest" else one for one in (before, after))
+    )
+    if as_json:
+        print_json(found.as_json())
+        return
+    print_table(["why", "came in", "went out"], diff_rows(found))
+    for line in describe_difference(found):
+        print(line)

@@ -70,7 +70,7 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Writes a table to stdout, as wide as its text where that is no terminal."""
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for row in rows:
         # As plain text: an id or a reason may hold brackets.
         table.add_row(*(Text(cell) for cell in row))

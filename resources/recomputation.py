@@ -1,0 +1,139 @@
+"""Checks that run the model once more: some samples are scored again, some heads ablated again."""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from circuitseer_assets.errors import CircuitSeerError
+from circuitseer_assets.method.scorers import find_scorer
+from circuitseer_assets.method.verification import NotCheckedError, is_close
+from circuitseer_assets.records import Artifact, HeadImportance, SampleScore
+from resources.language_model import LanguageModel, load_language_model
+from resources.sample_files import read_samples
+from resources.stored_checks import Store
+from resources.subset_chain import load_head_ranking
+from resources.token_reader import heads_read
+
+# Other batches round otherwise: measured at 1e-6 of a score and 4e-6 nats in float32.
+_SCORE_TOLERANCE = {"float32": 1e-4}
+_DELTA_TOLERANCE_NATS = {"float32": 1e-4}
+_SHORT_TYPES_TOLERANCE = 1e-2
+_MODEL = ("model_digest", "tokenizer_id", "dtype")
+
+
+class Recomputation:
+    """The base model, loaded on first use, if it is the one that the artifacts were made with."""
+
+    def __init__(self, store: Store, seed: int) -> None:
+        self.store = store
+        self.seed = seed
+        self._model: LanguageModel | None = None
+
+    def rescore(self, num_samples: int) -> Iterator[str]:
+        """Returns the samples, of so many drawn by lot, whose score comes out another."""
+        for scores in self.store.of_stage("sample_scores"):
+            yield from self._rescore(scores, num_samples)
+
+    def _rescore(self, scores: Artifact, num_samples: int) -> Iterator[str]:
+        from circuitseer_assets.method.reader import Reader
+
+        store = self.store
+        settings = store.home.changed(scoring=scores.settings["scoring"]).settings()
+        scorer = find_scorer(settings.scoring)
+        if scorer.compares_samples:
+            raise NotCheckedError(f"a score by {settings.scoring.scorer} depends on the whole pool")
+        ranking = load_head_ranking(store.folder(store.parent(scores, "head_ranking")))
+        pool = store.parent(scores, "pool")
+        corpus = store.folder(store.parent(pool, "corpus")) / "samples"
+        table = pq.read_table(store.folder(scores) / "scores.parquet")
+        stored = dict(zip(table["sample_id"].to_pylist(), table["score"].to_pylist(), strict=True))
+        drawn = _draw(sorted(stored), num_samples, self.seed)
+        model = self._model_of(scores)
+        reader = Reader(
+            model=model.model,
+            tokenize=model.tokenize,
+            heads=heads_read(ranking, settings.scoring, model) if scorer.uses_heads else (),
+            find_token=model.find_token,
+            max_batch_tokens=settings.execution.max_batch_tokens,
+        )
+        samples = read_samples(corpus, sample_ids=drawn)
+        tolerance = _SCORE_TOLERANCE.get(scores.settings["dtype"], _SHORT_TYPES_TOLERANCE)
+        for row in scorer.load()(reader, samples, settings.scoring):
+            was = stored[row.sample_id]
+            now = row.score if isinstance(row, SampleScore) else None
+            if now is None or not is_close(was, now, relative=tolerance, absolute=1e-9):
+                yield (
+                    f"the score of {row.sample_id} comes out as {now} and is {was} in "
+                    f"{scores.artifact_id}: it was edited, or another code made it; restore it "
+                    f"from a backup, or make it anew"
+                )
+
+    def reablate(self, num_heads: int) -> Iterator[str]:
+        """Returns the heads, of so many chosen ones drawn by lot, that now cost something else."""
+        for ranking in self.store.of_stage("head_ranking"):
+            yield from self._reablate(ranking, num_heads)
+
+    def _reablate(self, ranking: Artifact, num_heads: int) -> Iterator[str]:
+        from circuitseer_assets.method.head_effects import Progress, make_laboratory
+
+        store = self.store
+        settings = store.home.changed(head_ranking=ranking.settings["head_ranking"]).settings()
+        stored = load_head_ranking(store.folder(ranking)).importance
+        drawn = _draw_heads(stored, num_heads, self.seed)
+        probes = store.folder(store.parent(ranking, "probe_set")) / "ranking"
+        model = self._model_of(ranking)
+        texts = [
+            model.tokenize(sample.sample_id, sample.messages, sample.response)
+            for sample in read_samples(probes)
+        ]
+        lab = make_laboratory(
+            model.model,
+            texts,
+            settings.head_ranking,
+            max_batch_tokens=settings.execution.max_batch_tokens,
+            max_cached_layers=settings.execution.max_cached_layers,
+        )
+        which = np.isin(np.arange(len(lab.heads)), [lab.heads.index(row.head) for row in drawn])
+        nobody = Progress(lambda done, total: None, int(which.sum()) * len(texts))
+        effects = lab.measure(texts, which, nobody).effects
+        tolerance = _DELTA_TOLERANCE_NATS.get(ranking.settings["dtype"], _SHORT_TYPES_TOLERANCE)
+        for row in drawn:
+            now = float(effects[lab.heads.index(row.head)].mean())
+            if not is_close(row.delta_loss_nats, now, relative=0, absolute=tolerance):
+                yield (
+                    f"ablating head {row.head} costs {now:.5f} nats a token and "
+                    f"{row.delta_loss_nats:.5f} in {ranking.artifact_id}: that was edited, or made "
+                    f"by other code; restore it from a backup, or make it anew"
+                )
+
+    def _model_of(self, artifact: Artifact) -> LanguageModel:
+        home = self.store.home
+        try:
+            identity = home.model_identity()
+            if any(identity[name] != artifact.settings[name] for name in _MODEL):
+                raise NotCheckedError(
+                    f"the base model is not the one that {artifact.artifact_id} was made with"
+                )
+            if self._model is None:
+                self._model = load_language_model(home.settings().base_model, cache=home.models)
+        except NotCheckedError:
+            raise
+        except CircuitSeerError as error:
+            raise NotCheckedError(str(error)) from error
+        return self._model
+
+
+def _draw(names: list[str], count: int, seed: int) -> set[str]:
+    return set(random.Random(seed).sample(names, min(count, len(names))))
+
+
+def _draw_heads(
+    importance: tuple[HeadImportance, ...], count: int, seed: int
+) -> list[HeadImportance]:
+    """Returns heads that every ranking probe was measured with, chosen ones before others."""
+    measured = [row for row in importance if row.measured_on_all]
+    lots = random.Random(seed)
+    order = sorted(measured, key=lambda row: (not row.is_reasoning_head, lots.random()))
+    return order[:count]

@@ -1,0 +1,362 @@
+"""Checks of what is stored: files, ids, rows, the sources and the model, against each other.
+
+Each check returns its findings; nothing here runs a model.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from circuitseer_assets.errors import ArtifactError, CorpusError, ModelError
+from circuitseer_assets.method.corpus import curate_rows
+from circuitseer_assets.method.verification import NotCheckedError, different_settings
+from circuitseer_assets.method.weights import strata_from_table, weigh_samples
+from circuitseer_assets.records import Artifact, Sample, artifact_id_of
+from circuitseer_assets.settings import SLICES, Benchmark, HubCorpus, SelectionSettings
+from resources.artifacts import data_version_of, digest_files
+from resources.corpora import columns_of, read_rows
+from resources.draw import draw_subset
+from resources.home import Home
+from resources.language_model import resolve_dtype
+from resources.model_files import identify_model
+from resources.pool_scores import read_pool_scores
+from resources.sample_files import read_samples
+from resources.table_differences import RowDifference, find_differences
+
+# Parents that follow from the others: they are recorded, and no part of the identity.
+_FOLLOWS = {"pool": "probe_set", "subset": "length_strata", "evaluation": "evaluation"}
+# What an artifact's content is, of all the files in its folder.
+_CONTENT = {
+    "corpus": ("samples",),
+    "probe_set": ("ranking", "confirmation", "control"),
+    "pool": ("pool.parquet",),
+    "head_ranking": ("head_importance.parquet",),
+    "sample_scores": ("scores.parquet",),
+    "length_strata": ("length_strata.parquet",),
+    "subset": ("subset_members.parquet",),
+    "checkpoint": ("checkpoint.json", "weights.json"),
+    "evaluation": ("evaluation_outcomes.parquet",),
+    "audit": ("lineage.json",),
+    "study_cell": ("study_cell.json", "held_out_losses.parquet"),
+    "study_results": ("study_comparisons.parquet",),
+}
+_RESTORE = "restore it from a backup, or make it anew"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A home, and the artifacts of it that are looked at."""
+
+    home: Home
+    artifacts: tuple[Artifact, ...]
+
+    def of_stage(self, stage: str) -> list[Artifact]:
+        """Returns those of one stage."""
+        return [artifact for artifact in self.artifacts if artifact.stage == stage]
+
+    def folder(self, artifact: Artifact) -> Path:
+        """Returns the folder an artifact's files lie in, when all of them are there.
+
+        Raises:
+            NotCheckedError: one is not; the check of the files says which.
+        """
+        if not self.home.artifacts.is_present(artifact.stage, artifact.artifact_id):
+            raise NotCheckedError(f"the files of {artifact.artifact_id} are not whole")
+        return self.home.artifacts.folder(artifact.stage, artifact.artifact_id)
+
+    def parent(self, artifact: Artifact, stage: str) -> Artifact:
+        """Returns the parent of a stage.
+
+        Raises:
+            NotCheckedError: it is not recorded; the check of the lineage says so.
+        """
+        for one in self.artifacts:
+            if one.stage == stage and one.artifact_id in artifact.parents:
+                return one
+        raise NotCheckedError(f"no {stage} is recorded for {artifact.artifact_id}")
+
+
+def check_files(store: Store) -> Iterator[str]:
+    """Returns every file that is missing, changed or new."""
+    for artifact in store.artifacts:
+        try:
+            yield from store.home.artifacts.find_problems(artifact.stage, artifact.artifact_id)
+        except ArtifactError as error:
+            yield str(error)
+
+
+def check_ids(store: Store) -> Iterator[str]:
+    """Returns the artifacts whose id does not follow from what is recorded of them."""
+    for artifact in store.artifacts:
+        follows = _FOLLOWS.get(artifact.stage, "")
+        parents = [name for name in artifact.parents if not name.startswith(f"{follows}-")]
+        wanted = artifact_id_of(artifact.stage, artifact.settings, parents, artifact.code_version)
+        if wanted != artifact.artifact_id:
+            yield (
+                f"the settings, parents and code version that the table artifacts records of "
+                f"{artifact.artifact_id} are those of {wanted}: its row was changed; {_RESTORE}"
+            )
+
+
+def check_content(store: Store) -> Iterator[str]:
+    """Returns the artifacts whose files are not those that the warehouse knows by their digest."""
+    for artifact in store.artifacts:
+        try:
+            folder = store.folder(artifact)
+        except NotCheckedError:
+            continue  # the check of the files has said so
+        files = [
+            path.relative_to(folder).as_posix()
+            for name in _CONTENT[artifact.stage]
+            for path in (
+                [folder / name] if (folder / name).is_file() else (folder / name).rglob("*")
+            )
+            if path.is_file()
+        ]
+        version = data_version_of(folder, files)
+        if version != artifact.data_version:
+            yield (
+                f"the content of {artifact.artifact_id} must be {artifact.data_version}, got "
+                f"{version}: {', '.join(_CONTENT[artifact.stage])} in {folder}, or its row in the "
+                f"table artifacts, was changed; {_RESTORE}"
+            )
+
+
+# rows of the warehouse ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table of the warehouse, and the file with the same rows."""
+
+    name: str
+    owner: str
+    key: tuple[str, ...]
+    read_file: Callable[[Path], pa.Table]
+
+
+def _parquet(name: str) -> Callable[[Path], pa.Table]:
+    return lambda folder: pq.read_table(folder / name)
+
+
+def _corpus_rows(folder: Path) -> pa.Table:
+    return pq.read_table(folder / "samples", columns=["sample_id"])
+
+
+def _probe_rows(folder: Path) -> pa.Table:
+    stored = json.loads((folder / "probe_set.json").read_text())
+    kinds = ("ranking", "confirmation", "control")
+    rows = [{"sample_id": one, "kind": kind} for kind in kinds for one in stored[kind]]
+    return pa.Table.from_pylist(rows)
+
+
+_TABLES = {
+    "corpus": _Table("corpus_members", "corpus_id", ("sample_id",), _corpus_rows),
+    "probe_set": _Table("probe_members", "probe_set_id", ("sample_id",), _probe_rows),
+    "pool": _Table("pool_members", "pool_id", ("sample_id",), _parquet("pool.parquet")),
+    "head_ranking": _Table(
+        "head_importance",
+        "head_ranking_id",
+        ("layer", "head"),
+        _parquet("head_importance.parquet"),
+    ),
+    "subset": _Table(
+        "subset_members", "subset_id", ("sample_id",), _parquet("subset_members.parquet")
+    ),
+    "evaluation": _Table(
+        "evaluation_outcomes",
+        "evaluation_id",
+        ("task", "doc_id", "repeat"),
+        _parquet("evaluation_outcomes.parquet"),
+    ),
+}
+
+
+def check_rows(store: Store) -> Iterator[str]:
+    """Returns every value in which the warehouse and an artifact's files differ."""
+    for artifact in store.artifacts:
+        if artifact.stage == "sample_scores":
+            yield from _check_scores(store, artifact)
+        elif artifact.stage in _TABLES:
+            table = _TABLES[artifact.stage]
+            sql = f"select * from {table.name} where {table.owner} = $id"
+            rows = store.home.warehouse.query(sql, {"id": artifact.artifact_id})
+            if artifact.stage == "pool" and not rows.num_rows:
+                continue  # made before pools had rows
+            filed = table.read_file(store.folder(artifact))
+            for difference in find_differences(rows, filed, table.key):
+                yield _say(difference, table.name, table.key, artifact)
+
+
+def _check_scores(store: Store, scores: Artifact) -> Iterator[str]:
+    pool = store.folder(store.parent(scores, "pool")) / "pool.parquet"
+    scorer_id, tokenizer_id = scores.settings["scorer_id"], scores.settings["tokenizer_id"]
+    rows = read_pool_scores(store.home.warehouse, scorer_id, tokenizer_id, pool)
+    filed = pq.read_table(store.folder(scores) / "scores.parquet")
+    for difference in find_differences(rows, filed, ["sample_id"]):
+        yield _say(difference, "sample_scores", ("sample_id",), scores)
+
+
+def _say(difference: RowDifference, table: str, key: Sequence[str], artifact: Artifact) -> str:
+    where = ", ".join(f"{k} {v}" for k, v in zip(key, difference.key, strict=True))
+    of = artifact.artifact_id
+    if difference.column is None:
+        has, lacks = ("warehouse", "files") if difference.first else ("files", "warehouse")
+        return (
+            f"{table}: the {has} of {of} has {where} and the {lacks} has not; {_RESTORE}"
+            if has == "warehouse"
+            else f"{table}: the files of {of} have {where} and the warehouse has not; {_RESTORE}"
+        )
+    return (
+        f"{table}.{difference.column} of {where} is {difference.first} in the warehouse and "
+        f"{difference.second} in the files of {of}: one of them was edited; {_RESTORE}"
+    )
+
+
+# what lies outside of the store -------------------------------------------------------------------
+
+
+def check_settings(store: Store) -> Iterator[str]:
+    """Returns every setting that is not what the artifacts were made by."""
+    in_use = store.home.settings()
+    seen = set()
+    for artifact in store.artifacts:
+        for name in SLICES:
+            recorded = artifact.settings.get(name)
+            if not isinstance(recorded, Mapping):
+                continue
+            for key, was, now in different_settings(recorded, in_use.slice(name)):
+                if (name, key) not in seen:
+                    seen.add((name, key))
+                    yield (
+                        f"{name}.{key} is {json.dumps(now)} in the settings in use, and "
+                        f"{artifact.artifact_id} was made with {json.dumps(was)}; set it back, or "
+                        f"run `make run` and verify what that makes"
+                    )
+
+
+def check_model(store: Store) -> Iterator[str]:
+    """Returns where the base model's files are not those that the artifacts were made with."""
+    settings = store.home.settings().base_model
+    with tempfile.TemporaryDirectory() as no_memory:  # every file is read, whatever its time says
+        try:
+            identity = identify_model(settings, cache=Path(no_memory))
+        except ModelError as error:
+            yield str(error)
+            return
+    now = {**asdict(identity), "dtype": resolve_dtype(settings)}
+    words = {
+        "model_digest": "weights or configuration",
+        "tokenizer_id": "tokenizer or prompt template",
+        "dtype": "data type",
+    }
+    for name, what in words.items():
+        for artifact in store.artifacts:
+            was = artifact.settings.get(name)
+            if was is not None and was != now[name]:
+                yield (
+                    f"the {what} of base_model ({_name_of(settings.model_dump())}) must be that of "
+                    f"{artifact.artifact_id}, {was}, got {now[name]}: its files, or base_model, "
+                    f"were changed; put them back"
+                )
+                break
+
+
+def _name_of(base_model: Mapping[str, Any]) -> str:
+    return str(next(base_model[k] for k in ("path", "repo_id", "file") if base_model.get(k)))
+
+
+def check_corpus(store: Store) -> Iterator[str]:
+    """Returns every row of the corpus's source that is another, is gone or is new."""
+    for corpus in store.of_stage("corpus"):
+        settings = store.home.changed(corpus=corpus.settings["corpus"]).settings().corpus
+        stored = {
+            (sample.source, sample.position): sample.sample_id
+            for sample in read_samples(store.folder(corpus) / "samples")
+        }
+        try:
+            for row in curate_rows(read_rows(settings), columns_of(settings)):
+                was = stored.pop((row.source, row.position), None)
+                now = row.sample_id if isinstance(row, Sample) else None
+                if was != now:
+                    yield _say_row(corpus, (row.source, row.position), was, now)
+        except CorpusError as error:
+            if isinstance(settings, HubCorpus):
+                raise NotCheckedError(str(error)) from error
+            yield str(error)
+            return
+        for place, was in stored.items():
+            yield _say_row(corpus, place, was, None)
+
+
+def _say_row(corpus: Artifact, place: tuple[str, int], was: str | None, now: str | None) -> str:
+    source, position = place
+    return (
+        f"row {position} of {source} is {now or 'no usable sample'} and was "
+        f"{was or 'no usable sample'} in {corpus.artifact_id}: the source was changed; put it "
+        f"back, or run `make run`, which makes a new corpus"
+    )
+
+
+def check_benchmarks(store: Store) -> Iterator[str]:
+    """Returns the evaluations whose problems lie in files that are others now."""
+    for evaluation in store.of_stage("evaluation"):
+        benchmarks = [Benchmark.model_validate(b) for b in evaluation.settings["benchmarks"]]
+        files = [path for benchmark in benchmarks for path in benchmark.files()]
+        try:
+            now = list(digest_files(files).values())
+        except ArtifactError as error:
+            yield str(error)
+            continue
+        if now != evaluation.settings["benchmark_files"]:
+            yield (
+                f"the files of the benchmarks of {evaluation.artifact_id} "
+                f"({', '.join(path.as_posix() for path in files)}) must be what they were when it "
+                f"was made; put them back, or run `make run`, which evaluates anew"
+            )
+
+
+def check_weights(store: Store) -> Iterator[str]:
+    """Returns the checkpoints whose weights MLflow no longer holds as they were logged."""
+    for checkpoint in store.of_stage("checkpoint"):
+        folder = store.folder(checkpoint)
+        recorded = json.loads((folder / "weights.json").read_text())
+        uri = json.loads((folder / "checkpoint.json").read_text())["mlflow_model_uri"]
+        try:
+            model = store.home.tracking().model_folder(uri)
+        except ArtifactError as error:
+            yield str(error)
+            continue
+        found = digest_files(model.glob("*.safetensors"))
+        now = {Path(path).name: digest for path, digest in found.items()}
+        for name in sorted({*recorded, *now}):
+            if recorded.get(name) != now.get(name):
+                yield (
+                    f"{model / name} must have the SHA-256 {recorded.get(name)} that "
+                    f"{checkpoint.artifact_id} was logged with, got {now.get(name)}; {_RESTORE}"
+                )
+
+
+def check_draw(store: Store) -> Iterator[str]:
+    """Returns every sample of whom a draw from the stored scores says other than the subset."""
+    for subset in store.of_stage("subset"):
+        scores = pq.read_table(
+            store.folder(store.parent(subset, "sample_scores")) / "scores.parquet"
+        )
+        selection = SelectionSettings.model_validate_json(json.dumps(subset.settings["selection"]))
+        strata = [a for a in store.of_stage("length_strata") if a.artifact_id in subset.parents]
+        frozen = [pq.read_table(store.folder(one) / "length_strata.parquet") for one in strata]
+        pool = weigh_samples(scores, selection, strata_from_table(frozen[0]) if frozen else ())
+        members = pq.read_table(store.folder(subset) / "subset_members.parquet")
+        for found in find_differences(draw_subset(pool, selection), members, ["sample_id"]):
+            what = found.column or "member"
+            yield (
+                f"{what} of {found.key[0]} is {found.first} when {subset.artifact_id} is drawn "
+                f"again from its scores, and {found.second} as stored; {_RESTORE}"
+            )

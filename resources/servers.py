@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from circuitseer_assets.errors import SettingsError
 from circuitseer_assets.settings import PROJECT_ROOT
 from resources.home import Home
+from resources.tracking import UI_BASE_VARIABLE
 
 LOOPBACK = "127.0.0.1"
 
@@ -19,8 +22,14 @@ def serve(home: Home, *, dagster_port: int = 3000, mlflow_port: int = 5000) -> i
     """Returns the exit status of whichever server ended first, after ending the other.
 
     Both servers listen on loopback only: neither has a login of its own.
+
+    Raises:
+        SettingsError: a port is in use.
     """
+    _refuse_taken(dagster_port=dagster_port, mlflow_port=mlflow_port)
     home.set_environment()
+    # Read by the processes that materialise: their links to MLflow lead to this server.
+    os.environ[UI_BASE_VARIABLE] = f"http://{LOOPBACK}:{mlflow_port}"
     commands = [_dagster_command(dagster_port)]
     if home.tracking_uri.startswith("sqlite:"):
         commands.append(_mlflow_command(home, mlflow_port))
@@ -38,6 +47,20 @@ def serve(home: Home, *, dagster_port: int = 3000, mlflow_port: int = 5000) -> i
     finally:
         _end(servers)
     return next(server.returncode for server in servers if server.returncode is not None)
+
+
+def _refuse_taken(**ports: int) -> None:
+    for name, port in ports.items():
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind((LOOPBACK, port))
+            except OSError as error:
+                option = f"--{name.replace('_', '-')}"
+                raise SettingsError(
+                    f"{option} must be a free port of {LOOPBACK}, got {port} ({error.strerror}); "
+                    f"end what listens there, or name another port"
+                ) from error
 
 
 def _end(servers: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -22,7 +22,9 @@ from circuitseer_assets.errors import ArtifactError, TrackingError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-UI_BASE = "http://127.0.0.1:5000"
+UI_BASE_VARIABLE = "CIRCUITSEER_MLFLOW_UI"
+"""Where links to MLflow's pages lead; a server that keeps the runs has pages of its own."""
+_UI_BASE = "http://127.0.0.1:5000"
 
 # Set before MLflow is imported, and only where the user has not: tell nobody, and do not try for
 # minutes to reach a server that is down.
@@ -72,7 +74,7 @@ class Tracking:
             with self.reaching("end a run"):
                 client.set_terminated(run_id, status=status)
 
-    def run_url(self, run_id: str, ui_base: str = UI_BASE) -> str:
+    def run_url(self, run_id: str) -> str:
         """Returns the address of a run's page; a server's own pages where the URI is one.
 
         Raises:
@@ -80,7 +82,7 @@ class Tracking:
         """
         with self.reaching(f"look up run {run_id}"):
             experiment_id = self.client().get_run(run_id).info.experiment_id
-        return self._page(experiment_id, run_id, ui_base)
+        return self._page(experiment_id, run_id)
 
     def log_file(self, run_id: str, path: Path, folder: str) -> None:
         """Copies a file to a run's artifacts, into `folder` there; the run may have ended.
@@ -147,8 +149,9 @@ class Tracking:
         location = root.resolve().as_uri() if root is not None else None
         return str(client.create_experiment(self.experiment, artifact_location=location))
 
-    def _page(self, experiment_id: str, run_id: str, ui_base: str = UI_BASE) -> str:
-        base = self.uri if self.uri.startswith(("http://", "https://")) else ui_base
+    def _page(self, experiment_id: str, run_id: str) -> str:
+        is_server = self.uri.startswith(("http://", "https://"))
+        base = self.uri if is_server else os.environ.get(UI_BASE_VARIABLE, _UI_BASE)
         return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
 
     @contextmanager

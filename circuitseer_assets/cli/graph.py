@@ -113,8 +113,12 @@ def study(
     console.print(f"report and figure: {results}")
 
 
-@app.command(epilog=examples("circuitseer dev"))
-def dev(preset: Preset = None) -> None:
+@app.command(epilog=examples("circuitseer dev", "circuitseer dev --dagster-port 3001"))
+def dev(
+    dagster_port: Annotated[int, typer.Option(help="Of the Dagster UI.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="Of the MLflow UI.")] = 5000,
+    preset: Preset = None,
+) -> None:
     """Observe the settings, then start the Dagster UI and the MLflow UI on loopback."""
     from jobs.run import observe_now
     from resources.home import Home
@@ -123,4 +127,4 @@ def dev(preset: Preset = None) -> None:
     home = Home.prepared(home_of(preset))
     changed = observe_now(home)
     console.print(f"settings observed; changed slices: {', '.join(changed) or 'none'}")
-    raise typer.Exit(serve(home))
+    raise typer.Exit(serve(home, dagster_port=dagster_port, mlflow_port=mlflow_port))

@@ -17,7 +17,7 @@ OVERRIDES := $(if $(PRESET),--preset "$(PRESET)") $(if $(CORPUS),--corpus "$(COR
 	$(if $(EVAL),--eval "$(EVAL)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run plan sweep study dev bench test test-long check lint types contracts sql dbt format lock
+.PHONY: help setup demo run plan sweep study dev bench test test-long screenshots check lint types contracts sql dbt format lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ test: $(READY)  ## the tests, without the long ones
 
 test-long: $(READY)  ## the tests that take minutes
 	$(PYTEST) -m long --durations 15
+
+screenshots: $(READY)  ## take the pictures of the README anew; needs Chromium
+	SCREENSHOTS=docs/images $(BIN)/pytest -q tests/browser/test_ui.py
 
 check: lint types sql test  ## everything that must hold before a commit
 

@@ -206,6 +206,7 @@ def test_a_second_run_computes_nothing(first_run: Any, run_graph: RunGraph) -> N
             assert values["artifact_id"] == first_run.of(asset, "artifact_id")
 
 
+@pytest.mark.long
 def test_another_budget_makes_only_the_subset_and_after_and_back_again_nothing(
     first_run: Any, run_graph: RunGraph
 ) -> None:

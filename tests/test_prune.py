@@ -305,6 +305,7 @@ def test_nothing_is_removed_while_a_run_is_in_progress(home: Home) -> None:
     assert recorded(home) == set()
 
 
+@pytest.mark.long
 def test_a_run_that_starts_meanwhile_waits(home: Home) -> None:
     home.set_environment()
     ran = threading.Event()
@@ -335,6 +336,7 @@ def test_an_unknown_subset_is_refused(home: Home) -> None:
     assert recorded(home) == chain_of("one")
 
 
+@pytest.mark.long
 def test_the_command_tells_what_it_removed_as_json(home: Home) -> None:
     make_chain(home, "old", ["a", "b"])
     make_chain(home, "new", ["b", "c"])

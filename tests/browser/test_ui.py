@@ -1,0 +1,185 @@
+"""The running UIs as a person uses them: make the graph, look at plots, lineage, run and report.
+
+With SCREENSHOTS=FOLDER, as `make screenshots` has it, the pages are kept as pictures.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resources.home import Home
+from tests.conftest import small_settings, write_settings
+from tests.test_cli import CIRCUITSEER
+
+pytestmark = pytest.mark.long
+
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+DESK, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 812}
+START_S, RUN_S = 180, 420
+# MLflow's own page asks which user is logged in, and a server without accounts knows of none.
+_ABSENT = ("/ajax-api/2.0/mlflow/users/current",)
+
+
+def free_port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return int(trial.getsockname()[1])
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        assert server.poll() is None, "circuitseer dev ended"
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(1)
+        else:
+            return
+    raise AssertionError(f"{url} does not answer")
+
+
+@dataclass
+class Served:
+    """Both UIs on a home of its own, and the one page that looks at them."""
+
+    home: Home
+    dagster: str
+    mlflow: str
+    page: Any
+    problems: list[str] = field(default_factory=list)
+
+    def hear(self, message: Any) -> None:
+        # What could not be loaded is told with its address by `look_at`.
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
+            self.problems.append(f"{self.page.url}: {message.text}")
+
+    def look_at(self, response: Any) -> None:
+        if response.status >= 400 and not any(one in response.url for one in _ABSENT):
+            self.problems.append(f"{self.page.url}: {response.status} {response.url}")
+
+    def open(self, path: str) -> None:
+        self.page.goto(self.dagster + path)
+
+    def keep(self, name: str) -> None:
+        if SCREENSHOTS:
+            self.page.wait_for_timeout(5000)  # what loads or fades has come to rest
+            self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
+
+
+@pytest.fixture(scope="module")
+def served(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("home")
+    write_settings(folder, small_settings())
+    ports = free_port(), free_port()
+    log = folder / "dev.log"
+    with log.open("wb") as said:
+        server = subprocess.Popen(
+            [CIRCUITSEER, "dev", "--dagster-port", str(ports[0]), "--mlflow-port", str(ports[1])],
+            env={**os.environ, "CIRCUITSEER_HOME": str(folder)},
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+        dagster, mlflow = (f"http://127.0.0.1:{port}" for port in ports)
+        try:
+            for url in (f"{dagster}/server_info", f"{mlflow}/health"):
+                wait_for(url, server)
+            page = browser.new_context(viewport=DESK).new_page()
+            page.set_default_timeout(60_000)
+            served = Served(Home.prepared(folder), dagster, mlflow, page)
+            page.on("pageerror", lambda error: served.problems.append(f"{page.url}: {error}"))
+            page.on("console", served.hear)
+            page.on("response", served.look_at)
+            yield served
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(timeout=60)
+
+
+def test_the_graph_is_made_from_the_audits_page(served: Served) -> None:
+    served.open("/assets/audit?view=lineage&lineageScope=upstream&lineageDepth=20")
+    served.page.get_by_role("button", name=re.compile(r"Materialize all \(9\)")).click()
+    served.page.get_by_text(re.compile(r"Launch(ed|ing) run", re.IGNORECASE)).first.wait_for()
+    end = time.monotonic() + RUN_S
+    while "Success" not in (said := _runs(served)):
+        assert "Failure" not in said
+        assert time.monotonic() < end, said
+        time.sleep(5)
+    stages = {artifact.stage for artifact in served.home.warehouse.artifacts()}
+    assert {"corpus", "head_ranking", "subset", "checkpoint", "evaluation", "audit"} <= stages
+    served.open("/assets/audit?view=lineage&lineageScope=upstream&lineageDepth=20")
+    served.page.get_by_text("head_ranking", exact=True).first.wait_for()
+    served.keep("lineage")
+    assert served.problems == []
+
+
+def _runs(served: Served) -> str:
+    served.open("/runs")
+    served.page.get_by_role("link", name="audit").or_(
+        served.page.get_by_text(re.compile("Success|Failure|Started|Queued|Starting"))
+    ).first.wait_for()
+    return str(served.page.locator("body").inner_text())
+
+
+def test_an_assets_page_shows_columns_and_its_plot(served: Served) -> None:
+    served.open("/assets/head_ranking")
+    served.page.get_by_text("delta_loss_nats").first.wait_for()
+    served.keep("asset_page")
+    served.page.get_by_text("heat_map_md").scroll_into_view_if_needed()
+    row = served.page.get_by_role("row").filter(has_text="heat_map_md")
+    row.get_by_text("[Show Markdown]").click()
+    plot = served.page.get_by_role("img", name="head importance, layer by head")
+    plot.wait_for()
+    assert plot.evaluate("image => image.naturalWidth") > 500
+    served.keep("head_ranking")
+    assert served.problems == []
+
+
+def test_a_checkpoint_leads_to_its_run_in_mlflow_and_the_run_back(served: Served) -> None:
+    served.open("/assets/checkpoint")
+    link = served.page.locator(f"a[href^='{served.mlflow}']").first
+    link.wait_for()
+    url = str(link.get_attribute("href"))
+    [checkpoint] = [a for a in served.home.warehouse.artifacts() if a.stage == "checkpoint"]
+    assert url.endswith(f"/runs/{checkpoint.mlflow_run_id}")
+    served.page.goto(url)
+    served.page.get_by_text(checkpoint.artifact_id).first.wait_for()
+    for said in ("subset-", str(checkpoint.dagster_run_id)):
+        served.page.get_by_text(re.compile(re.escape(said))).first.wait_for()
+    served.keep("mlflow_run")
+    assert served.problems == []
+
+
+def test_the_report_opens_and_can_be_clicked_through(served: Served) -> None:
+    served.open("/assets/audit")
+    link = served.page.locator("a[href$='report.html']").first
+    link.wait_for()
+    # A browser follows no link from a served page to a file; a person pastes it.
+    served.page.goto(str(link.get_attribute("href")))
+    served.keep("report")
+    links = served.page.locator("nav a[href^='#']")
+    assert links.count() >= 5
+    for i in range(links.count()):
+        links.nth(i).click()
+        target = str(links.nth(i).get_attribute("href"))
+        assert served.page.url.endswith(target)
+        assert served.page.locator(target).is_visible()
+    for summary in served.page.locator("details > summary").all():
+        if summary.is_visible():  # one within another shows once that is open
+            summary.click()
+    served.page.set_viewport_size(PHONE)
+    served.page.emulate_media(color_scheme="dark")
+    served.page.evaluate("scrollTo(0, 0)")
+    served.keep("report_phone")
+    assert served.problems == []

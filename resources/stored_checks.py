@@ -187,8 +187,6 @@ def check_rows(store: Store) -> Iterator[str]:
             table = _TABLES[artifact.stage]
             sql = f"select * from {table.name} where {table.owner} = $id"
             rows = store.home.warehouse.query(sql, {"id": artifact.artifact_id})
-            if artifact.stage == "pool" and not rows.num_rows:
-                continue  # made before pools had rows
             filed = table.read_file(store.folder(artifact))
             for difference in find_differences(rows, filed, table.key):
                 yield _say(difference, table.name, table.key, artifact)
@@ -208,11 +206,7 @@ def _say(difference: RowDifference, table: str, key: Sequence[str], artifact: Ar
     of = artifact.artifact_id
     if difference.column is None:
         has, lacks = ("warehouse", "files") if difference.first else ("files", "warehouse")
-        return (
-            f"{table}: the {has} of {of} has {where} and the {lacks} has not; {_RESTORE}"
-            if has == "warehouse"
-            else f"{table}: the files of {of} have {where} and the warehouse has not; {_RESTORE}"
-        )
+        return f"{table}: {where} of {of} is in the {has} and not in the {lacks}; {_RESTORE}"
     return (
         f"{table}.{difference.column} of {where} is {difference.first} in the warehouse and "
         f"{difference.second} in the files of {of}: one of them was edited; {_RESTORE}"

@@ -154,6 +154,26 @@ def test_a_score_edited_in_the_warehouse_is_named(made: Made) -> None:
     assert done.stdout.splitlines()[-1] == f"{made.ids['subset']}: differs"
 
 
+def test_rows_that_the_warehouse_lost_or_never_had_are_named(made: Made) -> None:
+    pool = pq.read_table(made.path("pool", "pool.parquet"))["sample_id"].to_pylist()
+    edit(made, "delete from pool_members where pool_id = ?", made.ids["pool"])
+    edit(
+        made,
+        "insert into subset_members by name select * replace ('none' as sample_id) "
+        "from subset_members where subset_id = ? limit 1",
+        made.ids["subset"],
+    )
+    found = made.verify(skip=["scores", "heads"])
+    assert differing(found) == {"rows"}
+    [check] = [check for check in found.checks if check.name == "rows"]
+    assert len(check.findings) + check.num_more == len(pool) + 1
+    said = findings(found, "rows")
+    assert (
+        f"sample_id none of {made.ids['subset']} is in the warehouse and not in the files" in said
+    )
+    assert f"of {made.ids['pool']} is in the files and not in the warehouse" in said
+
+
 def rewrite(path: Path, column: str, row: int, value: float) -> pa.Table:
     table = pq.read_table(path)
     values = table[column].to_pylist()

@@ -19,6 +19,10 @@ from circuitseer_assets.cli.terminal import (
 from resources.overrides import home_of
 
 app = typer.Typer()
+AnyArtifact = Annotated[
+    str,
+    typer.Argument(help="Any artifact's id, an MLflow model's URI (models:/...), or `latest`."),
+]
 
 
 @app.command(
@@ -29,10 +33,7 @@ app = typer.Typer()
     )
 )
 def lineage(
-    artifact: Annotated[
-        str,
-        typer.Argument(help="Any artifact's id, an MLflow model's URI (models:/...), or `latest`."),
-    ] = "latest",
+    artifact: AnyArtifact = "latest",
     as_json: AsJson = False,
     preset: Preset = None,
 ) -> None:
@@ -124,10 +125,7 @@ def report(
     )
 )
 def verify(
-    artifact: Annotated[
-        str,
-        typer.Argument(help="Any artifact's id, an MLflow model's URI (models:/...), or `latest`."),
-    ] = "latest",
+    artifact: AnyArtifact = "latest",
     samples: Annotated[int, typer.Option(help="How many samples are scored again.")] = 16,
     heads: Annotated[int, typer.Option(help="How many chosen heads are ablated again.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the lots that these are drawn by.")] = 0,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dagster as dg
@@ -36,29 +37,36 @@ class _Translator(DagsterDbtTranslator):
         return "dbt_models"
 
 
-def parsed_manifest() -> Path:
+def parsed_manifest(project: DbtProject = PROJECT) -> Path:
     """Returns the manifest of the dbt project, parsed anew when a file of it is newer.
 
     Raises:
         WarehouseError: the dbt project cannot be parsed.
     """
-    manifest = Path(PROJECT.manifest_path)
+    manifest = Path(project.manifest_path)
     sources = [
         path
         for pattern in ("models/**/*", "macros/**/*", "tests/**/*", "*.yml")
-        for path in PROJECT_ROOT.joinpath("dbt_meta").glob(pattern)
+        for path in Path(project.project_dir).glob(pattern)
         if path.is_file()
     ]
     newest = max(path.stat().st_mtime for path in sources)
     if not manifest.exists() or manifest.stat().st_mtime < newest:
-        _parse()
+        manifest.parent.mkdir(exist_ok=True)
+        # Beside its place, then renamed into it: other processes may read it, or parse, just now.
+        with TemporaryDirectory(dir=manifest.parent) as target:
+            _parse(project, Path(target))
+            Path(target, manifest.name).replace(manifest)
     return manifest
 
 
-def _parse() -> None:
-    folder = str(PROJECT.project_dir)
+def _parse(project: DbtProject, target: Path) -> None:
+    folder = str(project.project_dir)
     done = subprocess.run(
-        [_DBT, "--quiet", "parse", "--project-dir", folder, "--profiles-dir", folder],
+        [
+            *(_DBT, "--quiet", "parse", "--project-dir", folder, "--profiles-dir", folder),
+            *("--target-path", str(target)),
+        ],
         env={
             **os.environ,
             # Never opened, but its name is the database's in the manifest, and has to be the one
@@ -71,7 +79,7 @@ def _parse() -> None:
         check=False,
     )
     if done.returncode:
-        raise WarehouseError(f"dbt_meta must parse, and did not: {done.stdout.strip()[-2000:]}")
+        raise WarehouseError(f"{folder} must parse, and did not: {done.stdout.strip()[-2000:]}")
 
 
 def dbt_resource() -> DbtCliResource:

@@ -9,8 +9,10 @@ from typing import Any
 
 import duckdb
 import pytest
+from dagster_dbt import DbtProject
 from scipy.stats import binomtest
 
+from circuitseer_assets.assets.dbt_models import parsed_manifest
 from circuitseer_assets.method.evaluation import summarise
 from circuitseer_assets.records import Outcome
 from circuitseer_assets.settings import PROJECT_ROOT
@@ -30,6 +32,22 @@ MARTS = (
     "subset_lineage",
     "subset_overlap",
 )
+
+
+def test_a_manifest_parsed_anew_replaces_the_one_others_read(tmp_path: Path) -> None:
+    shutil.copytree(
+        PROJECT_ROOT / "dbt_meta",
+        tmp_path / "dbt_meta",
+        ignore=shutil.ignore_patterns("target", "logs"),
+    )
+    project = DbtProject(tmp_path / "dbt_meta", profiles_dir=tmp_path / "dbt_meta")
+    manifest = parsed_manifest(project)
+    with manifest.open() as another_process:
+        (tmp_path / "dbt_meta/models/later.sql").write_text("select 1 as one")
+        assert "later" in parsed_manifest(project).read_text()
+        before = json.load(another_process)
+    assert not any(name.endswith(".later") for name in before["nodes"])
+    assert [path.name for path in manifest.parent.iterdir()] == ["manifest.json"]
 
 
 def test_empty_warehouse_gives_empty_marts(full_build, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from circuitseer_assets.errors import SettingsError
+from circuitseer_assets.yaml_file import read_mapping
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 SLICES = (
@@ -55,8 +55,22 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def resolve_path(path: str) -> Path:
-    """Returns `path` as an absolute path; a relative one starts at the project's root."""
-    return (PROJECT_ROOT / Path(path).expanduser()).resolve()
+    """Returns `path` as an absolute path; a relative one starts at the project's root.
+
+    Raises:
+        SettingsError: the system cannot follow it: a link to itself, a user that is not there, a
+            name too long or with a zero byte in it.
+    """
+    try:
+        absolute = (PROJECT_ROOT / Path(path).expanduser()).resolve()
+        absolute.exists()
+    except (RuntimeError, ValueError, OSError) as error:
+        shown = ascii(path) if len(path) <= 200 else f"{path[:200]!a} and more"
+        raise SettingsError(
+            f"a path must be one that can be followed, got {shown} ({type(error).__name__}: "
+            f"{str(error).partition(': ')[0]}); correct it in the settings"
+        ) from error
+    return absolute
 
 
 class _Frozen(BaseModel):
@@ -556,17 +570,7 @@ def load_settings(path: Path) -> Settings:
             f"the settings file {path} does not exist; name one with CIRCUITSEER_SETTINGS, "
             f"or start from one of presets/*.yaml"
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"{path} must be a YAML file in UTF-8: {reason}") from error
-    if not isinstance(values, dict):
-        raise SettingsError(
-            f"{path} must hold a mapping of slices, got {type(values).__name__}; "
-            f"presets/tiny.yaml is a complete example"
-        )
-    return parse_settings(values, origin=path.name)
+    return parse_settings(read_mapping(path), origin=path.name)
 
 
 def parse_settings(values: Mapping[str, Any], *, origin: str) -> Settings:

@@ -159,23 +159,34 @@ def _downloaded(settings: HubModel) -> Path:
     return Path(folder)
 
 
+def _package_folder(package: str) -> Path:
+    # Found, not imported: such a package may want a runtime that is not used here. A name with a
+    # dot in it would import the package before the dot.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"base_model.package must be an installed package, got {package!r}; install it, or "
+            f"name a file"
+        )
+    return Path(spec.submodule_search_locations[0]).resolve()
+
+
 def find_gguf_file(settings: GgufModel) -> Path:
     """Returns the path of the GGUF file, by itself or inside an installed package.
 
     Raises:
-        ModelError: there is no such file or package.
+        ModelError: there is no such file or package, or the file lies outside of the package.
     """
     if settings.package is None:
         path = resolve_path(settings.file)
     else:
-        # Found, not imported: such a package may want a runtime that is not used here.
-        spec = importlib.util.find_spec(settings.package)
-        if spec is None or not spec.submodule_search_locations:
+        folder = _package_folder(settings.package)
+        path = (folder / settings.file).resolve()
+        if not path.is_relative_to(folder):
             raise ModelError(
-                f"base_model.package must be an installed package, got {settings.package!r}; "
-                f"install it, or name a file"
+                f"base_model.file must lie in the package {settings.package}, got "
+                f"{settings.file!r}; name a file by its path alone, without a package"
             )
-        path = Path(spec.submodule_search_locations[0]) / settings.file
     if not path.is_file():
         raise ModelError(
             f"base_model.file must be a GGUF file, {settings.file!r} does not exist; "

@@ -16,6 +16,7 @@ from circuitseer_assets.settings import (
     resolve_path,
     settings_path,
 )
+from circuitseer_assets.yaml_file import read_mapping
 from resources.corpora import corpus_files
 
 
@@ -35,7 +36,7 @@ def write_overrides(preset: str | None, corpus: str | None, evaluation: str | No
         )
     source = _preset_path(preset) if preset else settings_path(home_path())
     load_settings(source)
-    values: dict[str, Any] = yaml.safe_load(source.read_text(encoding="utf-8"))
+    values = read_mapping(source)
     if corpus:
         _override_corpus(values, _existing_file("CORPUS", corpus))
     if evaluation:
@@ -94,7 +95,7 @@ def _home_of_preset(preset: str) -> Path:
 def _preset_path(preset: str) -> Path:
     path = PROJECT_ROOT / "presets" / f"{preset}.yaml"
     if Path(preset).name != preset or not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in (PROJECT_ROOT / "presets").glob("*.yaml")))
         raise SettingsError(f"PRESET must be one of {known}, got {preset!r}; name one of them")
     return path
 

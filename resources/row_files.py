@@ -8,7 +8,6 @@ import csv
 import glob
 import gzip
 import json
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from circuitseer_assets.errors import CorpusError
 from circuitseer_assets.method.corpus import UnreadableRow
 from circuitseer_assets.settings import resolve_path
+from resources.parquet_limits import MAX_ROW_BYTES, rows_at_once, too_long
 
 Row = dict[str, Any] | UnreadableRow
 BATCH_ROWS = 256
@@ -33,7 +33,8 @@ def expand_paths(patterns: Sequence[str], *, parameter: str) -> list[Path]:
     """Returns the files that paths and globs name, each once, a glob's matches sorted.
 
     Raises:
-        CorpusError: a path is missing or a folder, or a glob matches nothing.
+        CorpusError: a path is missing or a folder, or a glob matches nothing, or what lies outside
+            of its folder.
     """
     files: dict[Path, None] = {}
     for pattern in patterns:
@@ -63,7 +64,19 @@ def _matches(pattern: str, path: Path, parameter: str) -> list[Path]:
             f"{parameter} must match at least one file, got the glob {path} that matches none; "
             "correct the pattern (a relative one starts at the project's root)"
         )
+    folder = _folder_of(path).resolve()
+    for match in matches:
+        if not match.resolve().is_relative_to(folder):
+            raise CorpusError(
+                f"{parameter} must match files that lie in {folder}, got {match}, a link to "
+                f"{match.resolve()}; remove the link, or name that file itself"
+            )
     return matches
+
+
+def _folder_of(pattern: Path) -> Path:
+    """Returns the folder that a glob starts in: all of its parts before the first magic one."""
+    return next(folder for folder in pattern.parents if not glob.has_magic(str(folder)))
 
 
 def format_of(path: Path, *, parameter: str) -> str:
@@ -127,7 +140,13 @@ def _read_lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            yield from gzip.GzipFile(fileobj=raw) if compressed else raw
+            file = gzip.GzipFile(fileobj=raw) if compressed else raw
+            number = 0
+            while line := file.readline(MAX_ROW_BYTES + 1):
+                number += 1
+                if len(line) > MAX_ROW_BYTES:
+                    raise CorpusError(too_long(path, f"on line {number}"))
+                yield line
     except (OSError, EOFError, zlib.error) as error:
         raise CorpusError(
             f"{path} must be a readable file, got an error after part of it ({error}); "
@@ -152,7 +171,7 @@ def _not_utf8(path: Path, line_number: int, error: UnicodeDecodeError) -> str:
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
     """Returns the rows of a CSV file with a header; all values are text, an empty field is ''."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(MAX_ROW_BYTES)
     lines = (_decoded(line, path, number) for number, line in enumerate(_read_lines(path)))
     reader = csv.reader(lines, strict=True)
     try:
@@ -192,10 +211,12 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
     position = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                for row in batch.to_pylist():
-                    yield position, row
-                    position += 1
+            for group in range(file.num_row_groups):
+                size = rows_at_once(file, group, path, at_most=BATCH_ROWS)
+                for batch in file.iter_batches(batch_size=size, row_groups=[group]):
+                    for row in batch.to_pylist():
+                        yield position, row
+                        position += 1
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CorpusError(

@@ -88,6 +88,30 @@ def first_run(run_graph: Callable[..., Any]) -> Any:
     return run_graph()
 
 
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Adds a row to a table that is printed after the last test: the table's name, then cells."""
+
+    def add(table: str, *cells: str) -> None:
+        request.node.user_properties.append(("told", [table, *cells]))
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints what tests told, a table each."""
+    tables: dict[str, list[list[str]]] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        for _name, (table, *cells) in (p for p in report.user_properties if p[0] == "told"):
+            tables.setdefault(table, []).append(cells)
+    for table, rows in tables.items():
+        terminalreporter.write_sep("-", f"{table}: {len(rows)}")
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+        for *cells, last in rows:
+            padded = (f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True))
+            terminalreporter.write_line("  ".join([*padded, last]))
+
+
 class Reconciled:
     """A home of small settings, and its reconciliation after a change; without the dbt models."""
 

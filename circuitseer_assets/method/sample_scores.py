@@ -305,9 +305,14 @@ def _finish(text: TextToRead, reading: Tensor, usable: int) -> SampleScore | Uns
 
 
 def _variance(profile: Tensor) -> Tensor:
-    """Returns sum((a - 1/T)^2) / T of each row; in this form nothing cancels."""
+    """Returns sum((a - 1/T)^2) / T of each row; in this form nothing cancels.
+
+    A row that is constant but for the rounding of its numbers has none: it would be drawn by that.
+    """
     num_tokens = profile.shape[-1]
-    return (profile - 1 / num_tokens).square().sum(-1) / num_tokens
+    variance = (profile - 1 / num_tokens).square().sum(-1) / num_tokens
+    rounding = torch.finfo(torch.float32).eps / num_tokens
+    return variance.masked_fill(variance <= rounding**2, 0.0)
 
 
 def _weighted_variance(profile: Tensor, weights: Tensor, *, mean: float | None) -> Tensor:

@@ -81,6 +81,12 @@ def resolve_num_samples(budget: Budget, num_pool: int, num_drawable: int) -> int
     Raises:
         BudgetError: the budget is below one sample, or above the samples that can be drawn.
     """
+    if num_drawable == 0:
+        raise BudgetError(
+            f"at least one sample of the pool must have a weight above 0, none of {num_pool} has: "
+            f"all their scores are 0; set another scoring.reading, or selection.power to 0, in "
+            f"circuitseer.yaml"
+        )
     if budget.samples is not None:
         name, given, num_samples = "samples", str(budget.samples), budget.samples
     else:

@@ -133,7 +133,11 @@ def rank_within_strata(
 
 def _weights(scores: Floats, settings: SelectionSettings) -> Floats:
     if not np.isfinite(scores).all():
-        raise SettingsError("every score must be a finite number; quarantine the sample instead")
+        num_bad = int((~np.isfinite(scores)).sum())
+        raise SettingsError(
+            f"every score must be a finite number, got {num_bad} of {scores.size} that are not; "
+            f"quarantine these samples instead"
+        )
     with np.errstate(over="ignore", under="ignore"):
         if settings.weights == "softmax":
             weights = np.exp(scores / settings.temperature)

@@ -58,7 +58,7 @@ def test_new_samples_leave_old_weights_alone(changes) -> None:
 @pytest.mark.parametrize(
     ("scores", "changes", "message"),
     [
-        ([1.0, np.nan], {}, r"every score must be a finite number; quarantine"),
+        ([1.0, np.nan], {}, r"every score must be a finite number, got 1 of 2 that are not"),
         ([1.0, -0.5], {}, r"selection\.weights must be softmax for scores below 0, got 'power' "),
         ([1.0, 1e200], {"power": 2.0}, r"selection\.power must keep every weight finite, got 2\.0"),
         (

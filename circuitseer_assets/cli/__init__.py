@@ -11,6 +11,7 @@ import typer
 from circuitseer_assets.cli import audit, graph, keeping
 from circuitseer_assets.cli.terminal import console
 from circuitseer_assets.errors import CircuitSeerError
+from circuitseer_assets.method.tables import printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,5 +34,5 @@ def main() -> None:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    console.print(f"circuitseer: {sentence}", style="red", markup=False, soft_wrap=True)
+    console.print(f"circuitseer: {printable(sentence)}", style="red", soft_wrap=True)
     sys.exit(2)

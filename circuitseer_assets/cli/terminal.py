@@ -19,13 +19,14 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
+from circuitseer_assets.method.tables import is_obeyed, printable
 from circuitseer_assets.settings import settings_path
 
 if TYPE_CHECKING:
     from resources.home import Home
 
 # Bound to this stream: what libraries print is sent elsewhere while the graph runs.
-console = Console(file=sys.stderr, highlight=False)
+console = Console(file=sys.stderr, highlight=False, markup=False)
 _UNCUT = 100_000  # columns, where nobody reads on a terminal of some width
 
 Preset = Annotated[str | None, typer.Option(help="A file of presets/, without its suffix.")]
@@ -65,15 +66,17 @@ def latest_id(home: "Home", asset: str) -> str:
 
 def print_json(value: Any) -> None:
     """Writes a value to stdout as JSON."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    # JSON has its own spelling of what a terminal would obey.
+    print("".join(json.dumps(c)[1:-1] if is_obeyed(c) else c for c in text))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Writes a table to stdout, as wide as its text where that is no terminal."""
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for row in rows:
-        # As plain text: an id or a reason may hold brackets.
-        table.add_row(*(Text(cell) for cell in row))
+        # As plain text: an id or a reason may hold brackets, and what a terminal would obey.
+        table.add_row(*(Text(printable(cell)) for cell in row))
     terminal = Console()
     terminal.print(table, width=None if terminal.is_terminal else _UNCUT)
 

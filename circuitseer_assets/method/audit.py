@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from circuitseer_assets.errors import ArtifactError
+from circuitseer_assets.method.tables import printable
 from circuitseer_assets.records import Artifact
 
 FindArtifact = Callable[[str], Artifact | None]
@@ -115,7 +116,7 @@ def format_lineage(lineage: Lineage) -> str:
     for descendant in lineage.descendants:
         said = _compact_facts(lineage.facts.get(descendant.artifact_id, {}))
         lines.append(f"  {descendant.artifact_id}" + (f" ({said})" if said else ""))
-    return "\n".join(line.rstrip() for line in lines)
+    return printable("\n".join(line.rstrip() for line in lines))
 
 
 def _details(artifact: Artifact, facts: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from circuitseer_assets.method.draw_order import Place
-from circuitseer_assets.method.tables import format_number
+from circuitseer_assets.method.tables import format_number, printable
 
 NUM_TOP_TOKENS = 8
 # From paper to a strong amber, readable with black ink in every terminal.
@@ -119,10 +119,10 @@ def format_explanation(explanation: Explanation) -> RenderableType:
     """Returns the explanation as rich prints it: facts, the shaded prompt, what stands out."""
     facts = Table.grid(padding=(0, 2))
     for name, value in describe(explanation):
-        facts.add_row(Text(name, style="bold"), Text(value))
+        facts.add_row(Text(name, style="bold"), Text(printable(value)))
     parts: list[RenderableType] = [facts, Text()]
     if explanation.read is None:
-        return Group(*parts, Text(explanation.unread or ""))
+        return Group(*parts, Text(printable(explanation.unread or "")))
     return Group(*parts, _shaded(explanation.read), Text(), _top_table(explanation.read))
 
 
@@ -184,10 +184,10 @@ def _shaded(read: ReadTokens) -> Text:
     shown = Text()
     for token, dark in zip(read.tokens, shades_of(read), strict=True):
         if token.received is None:
-            shown.append(token.text, style="dim")
+            shown.append(printable(token.text), style="dim")
             continue
         red, green, blue = (round(a + (b - a) * dark) for a, b in zip(*_SHADES, strict=True))
-        shown.append(token.text, style=f"black on #{red:02x}{green:02x}{blue:02x}")
+        shown.append(printable(token.text), style=f"black on #{red:02x}{green:02x}{blue:02x}")
     return shown
 
 

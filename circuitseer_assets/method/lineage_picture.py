@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from circuitseer_assets.method.audit import Lineage
 from circuitseer_assets.method.report_charts import svg_element
+from circuitseer_assets.method.tables import printable
 from circuitseer_assets.records import Artifact
 
 _BOX_WIDTH, _BOX_HEIGHT, _GAP, _MARGIN, _DETOUR = 196, 74, 16, 6, 22
@@ -153,7 +154,7 @@ def _box(name: str, artifact: Artifact | None, fact: str, x: float, top: float) 
     ]
     texts = [
         f'<text class="{kind}" x="{left + 10:.1f}" y="{top + 18 + 16 * i:.1f}">'
-        f"{escape(text)}</text>"
+        f"{escape(printable(text))}</text>"
         for i, (kind, text) in enumerate(words)
     ]
     return (

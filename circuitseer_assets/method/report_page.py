@@ -15,6 +15,7 @@ from markupsafe import Markup
 from circuitseer_assets.method.explanation import Explanation
 from circuitseer_assets.method.report import Report
 from circuitseer_assets.method.report_sections import view_explanation, view_report
+from circuitseer_assets.method.tables import printable
 
 
 def render_report(report: Report) -> str:
@@ -48,10 +49,15 @@ def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("circuitseer_assets.method"),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _shown(value: object) -> object:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _text(name: str) -> str:

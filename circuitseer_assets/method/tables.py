@@ -103,6 +103,21 @@ def escape_text(text: str, max_characters: int | None = None) -> str:
     return _BLOCK_START.sub(_reference, _MARKUP.sub(_reference, shown)) + ending
 
 
+def printable(text: str) -> str:
+    """Returns `text` with whatever a terminal would obey spelled as an escape; lines stay lines."""
+    return "".join(
+        letter.encode("unicode_escape").decode() if is_obeyed(letter) else letter for letter in text
+    )
+
+
+def is_obeyed(letter: str) -> bool:
+    """Returns whether a terminal or a browser would obey the character instead of showing it.
+
+    Those are control codes but the line feed, direction marks and other characters without width.
+    """
+    return letter != "\n" and unicodedata.category(letter) in ("Cc", "Cf", "Cs")
+
+
 _MARKUP = re.compile(r"[\\`*_\[\]<>&|~$]")
 _BLOCK_START = re.compile(r"^(?:[-+=:#]|\d+[.)])")
 _ADDRESS = re.compile(r":(?=//)|@|www(?=\.)", re.IGNORECASE)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from circuitseer_assets.errors import SettingsError
 from circuitseer_assets.settings import (
@@ -161,3 +163,58 @@ def test_a_slice_holds_every_default(values: dict[str, Any]) -> None:
     settings = parse_settings(values, origin="circuitseer.yaml")
     assert settings.slice("selection")["power"] == 1.0
     assert settings.slice("base_model")["dtype"] == "auto"
+
+
+# Anything at all ----------------------------------------------------------------------------------
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+def places(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Returns the path of every value in nested mappings."""
+    found = []
+    for name, value in values.items():
+        found.append(prefix + name)
+        if isinstance(value, dict):
+            found += places(value, f"{prefix}{name}.")
+    return found
+
+
+COMPLETE = yaml.safe_load((PROJECT_ROOT / "presets/tiny.yaml").read_text())
+
+
+@given(path=st.sampled_from(places(COMPLETE)), value=ANYTHING)
+@settings(max_examples=400, deadline=None)
+def test_whatever_a_setting_is_set_to_is_taken_or_refused_in_one_sentence(
+    path: str, value: Any
+) -> None:
+    changed = set_value(COMPLETE, path, value)
+    try:
+        parsed = parse_settings(changed, origin="circuitseer.yaml")
+    except SettingsError as error:
+        said = str(error)
+        parsed = None
+    if parsed is None:
+        assert "\n" not in said
+        assert any(name in said for name in (*SLICES, "preset", "the settings"))
+        return
+    # What is taken is taken as it stands, and says the same again.
+    again = parse_settings(parsed.model_dump(mode="json"), origin="circuitseer.yaml")
+    assert again == parsed
+
+
+@given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_file_holds_is_settings_or_refused_in_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError) as refused:
+        load_settings(path)
+    assert "\n" not in str(refused.value)

@@ -5,6 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from circuitseer_assets.errors import CorpusError
 from circuitseer_assets.method.corpus import UnreadableRow
@@ -256,3 +258,50 @@ def test_a_file_that_is_no_parquet_is_one_sentence(tmp_path, content):
     message = error_of(path, "parquet")
     assert message.startswith(f"{path} must be a Parquet file, got: ")
     assert message.endswith("; restore the file, or set corpus.format")
+
+
+# Anything at all
+
+
+def rows_or_refusal(path: Path, format_name: str):
+    """Returns what a file is refused with, or None, and its rows."""
+    try:
+        return None, list(read_file(path, format_name))
+    except CorpusError as refused:
+        return str(refused), []
+
+
+@given(
+    content=st.binary(max_size=300)
+    | st.text(max_size=300).map(str.encode)
+    | st.binary(max_size=50).map(gzip.compress)
+    | st.lists(st.sampled_from([b'{"a": 1}', b"[", b'"', b"a,b", b"\xff", b"\r"])).map(b"\n".join),
+    format_name=st.sampled_from(["jsonl", "csv", "parquet"]),
+)
+@settings(max_examples=400, deadline=None)
+def test_whatever_a_file_holds_is_read_or_refused_in_one_sentence(
+    tmp_path_factory, content, format_name
+):
+    path = tmp_path_factory.getbasetemp() / "anything"
+    path.write_bytes(content)
+    said, rows = rows_or_refusal(path, format_name)
+    if said is not None:
+        assert "\n" not in said
+        assert str(path) in said
+    positions = [position for position, _ in rows]
+    assert positions == sorted(set(positions))
+    assert all(isinstance(row, dict | UnreadableRow) for _, row in rows)
+
+
+@given(seed=st.integers(0, 2**16), at=st.floats(0, 1), with_=st.binary(min_size=1, max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_parquet_file_is_read_or_refused(tmp_path_factory, seed, at, with_):
+    path = tmp_path_factory.getbasetemp() / "damaged.parquet"
+    rows = [{"a": f"{seed} {i}", "b": [{"c": i}] * (i % 3)} for i in range(100)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    content = bytearray(path.read_bytes())
+    start = int(at * (len(content) - len(with_)))
+    content[start : start + len(with_)] = with_
+    path.write_bytes(content)
+    said, _ = rows_or_refusal(path, "parquet")
+    assert said is None or str(path) in said

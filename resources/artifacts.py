@@ -187,11 +187,19 @@ def _temporary_beside(destination: Path) -> Path:
     return destination.with_name(name)
 
 
-def _remove_leftovers(parent: Path) -> None:
-    for path in parent.glob(".*.tmp"):
+def leftovers_of(root: Path) -> list[Path]:
+    """Returns the unfinished folders anywhere under `root` whose process is gone."""
+    found = []
+    for path in sorted(root.rglob(".*.tmp")):
         match = _TEMPORARY.fullmatch(path.name)
         if match and not is_running(int(match["pid"])):
-            shutil.rmtree(path, ignore_errors=True)
+            found.append(path)
+    return found
+
+
+def _remove_leftovers(parent: Path) -> None:
+    for path in leftovers_of(parent):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _file_names(folder: Path) -> list[str]:

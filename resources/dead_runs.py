@@ -11,6 +11,7 @@ they are until a run starts there.
 
 import os
 import socket
+from collections.abc import Sequence
 
 import dagster as dg
 
@@ -34,6 +35,16 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     Each is now a failed run. No finished run holds a slot any more: the server that started a run
     reports its failure too, and leaves the slot.
     """
+    dead = find_dead_runs(instance)
+    for run in dead:
+        instance.report_run_failed(run, "the process of this run ended without a word")
+    for run_id in find_held_slots(instance):
+        instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+    return [run.run_id for run in dead]
+
+
+def find_dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Returns the runs of this machine that are unfinished though their process is gone."""
     unfinished = dg.RunsFilter(
         statuses=[
             dg.DagsterRunStatus.STARTED,
@@ -42,15 +53,18 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         ],
         tags={HOST_TAG: socket.gethostname()},
     )
-    dead = [run for run in instance.get_runs(unfinished) if _is_dead(run)]
-    for run in dead:
-        instance.report_run_failed(run, "the process of this run ended without a word")
-    storage = instance.event_log_storage
-    for run_id in storage.get_concurrency_run_ids():
+    return [run for run in instance.get_runs(unfinished) if _is_dead(run)]
+
+
+def find_held_slots(instance: dg.DagsterInstance, dead: Sequence[dg.DagsterRun] = ()) -> list[str]:
+    """Returns the ids of the runs that are over, or `dead`, and still hold a slot of a pool."""
+    held = []
+    for run_id in sorted(instance.event_log_storage.get_concurrency_run_ids()):
         holder = instance.get_run_by_id(run_id)
-        if holder is None or holder.is_finished:
-            storage.free_concurrency_slots_for_run(run_id)
-    return [run.run_id for run in dead]
+        is_over = holder is None or holder.is_finished
+        if is_over or any(run.run_id == run_id for run in dead):
+            held.append(run_id)
+    return held
 
 
 def find_running(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:

@@ -1,4 +1,4 @@
-"""Commands that hand on and look after what was made: `export`, `release`, `prune`, `backup`."""
+"""Commands that hand on and look after what was made: `export`, `release`, `prune`, `doctor` ..."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -135,3 +135,26 @@ def backup(
     for sentence in (*(f"not whole: {one}" for one in done.incomplete), *done.not_included):
         console.print(sentence, style="yellow")
     print(done.folder)
+
+
+@app.command(epilog=examples("circuitseer doctor", "circuitseer doctor --repair --deep"))
+def doctor(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what is safe to mend without a decision.")
+    ] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every stored file, not only its size.")
+    ] = False,
+    as_json: AsJson = False,
+    preset: Preset = None,
+) -> None:
+    """Say what is wrong with the home and what it stands on: status 1 if it keeps from running."""
+    home = home_at(home_of(preset))
+    from jobs.doctor import DIAGNOSIS_COLUMNS, diagnosis_rows, examine
+
+    diagnoses = examine(home, repair=repair, is_deep=deep)
+    if as_json:
+        print_json([diagnosis.as_json() for diagnosis in diagnoses])
+    else:
+        print_table(DIAGNOSIS_COLUMNS, diagnosis_rows(diagnoses))
+    raise typer.Exit(1 if any(d.outcome == "error" for d in diagnoses) else 0)

@@ -49,7 +49,7 @@ def home_at(folder: Path) -> "Home":
 
     home = Home.prepared(folder)
     home.set_environment()
-    console.print(f"settings: {settings_path(home.folder)}")
+    console.print(f"settings: {settings_path(home.folder)}", soft_wrap=True)
     return home
 
 

@@ -70,7 +70,7 @@ def identify_model(settings: BaseModelSettings, *, cache: Path) -> ModelIdentity
         return ModelIdentity(digest[:16], digest_of([digest, settings.prompt_template]))
     folder = find_model_folder(settings)
     weights = sorted(_file_digest(path, cache) for path in folder.glob("*.safetensors"))
-    config = _read_config(folder)
+    config = read_config(folder)
     stable = {name: value for name, value in config.items() if name not in _VOLATILE_CONFIG}
     files = {
         name: _file_digest(folder / name, cache)
@@ -80,7 +80,12 @@ def identify_model(settings: BaseModelSettings, *, cache: Path) -> ModelIdentity
     return ModelIdentity(digest_of([weights, stable]), digest_of([files, settings.prompt_template]))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns a model folder's config.json.
+
+    Raises:
+        ModelError: it is no JSON.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:

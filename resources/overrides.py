@@ -55,6 +55,17 @@ def write_overrides(preset: str | None, corpus: str | None, evaluation: str | No
     return folder
 
 
+def settings_of(preset: str | None) -> Settings:
+    """Returns the settings in use, or a preset's own; nothing is written.
+
+    Raises:
+        SettingsError: there is no such preset, or its file breaks a rule.
+    """
+    if preset is not None:
+        return load_settings(_preset_path(preset))
+    return load_settings(settings_path(home_path()))
+
+
 def _check_files(settings: Settings) -> None:
     """Returns when every file the settings name exists: what cannot run replaces nothing."""
     corpus_files(settings.corpus)

@@ -1,5 +1,6 @@
-"""Commands that make things: `run`, `plan`, `sweep`, `study` and `dev`."""
+"""Commands that make things, or say what making them takes: `run`, `plan`, `estimate` ..."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -59,6 +60,45 @@ def plan(preset: Preset = None, as_json: AsJson = False) -> None:
         print_json([step.as_json() for step in steps])
     else:
         print_table(["asset", "would", "because"], [(s.asset, s.said, s.reason) for s in steps])
+
+
+@app.command(
+    epilog=examples(
+        "circuitseer estimate --preset paper --gpu H100",
+        "circuitseer estimate --gpu A100-80GB --rows 1000000 --response-tokens 900",
+    )
+)
+def estimate(
+    gpu: Annotated[str, typer.Option(help="By whose data sheet hours are told.")] = "H100",
+    rows: Annotated[int | None, typer.Option(help="How many rows the corpus has.")] = None,
+    prompt_tokens: Annotated[float, typer.Option(help="A prompt's mean length.")] = 110,
+    response_tokens: Annotated[float, typer.Option(help="A response's mean length.")] = 1000,
+    config: Annotated[
+        Path | None, typer.Option(help="A config.json, of a model on the hub that is not known.")
+    ] = None,
+    as_json: AsJson = False,
+    preset: Preset = None,
+) -> None:
+    """Say what a run would take: tokens, FLOPs, memory, GPU-hours, disk; nothing is downloaded."""
+    from circuitseer_assets.method.estimate import ESTIMATE_COLUMNS, estimate_as_json, estimate_rows
+    from jobs.estimate import estimate_settings
+    from resources.overrides import settings_of
+
+    done = estimate_settings(
+        settings_of(preset),
+        gpu=gpu,
+        rows=rows,
+        prompt_tokens=prompt_tokens,
+        response_tokens=response_tokens,
+        config=config,
+    )
+    if as_json:
+        print_json(estimate_as_json(done))
+        return
+    print_table(ESTIMATE_COLUMNS, estimate_rows(done))
+    console.print(f"on {done.gpu.name}, one GPU or the sum of several; assumed:")
+    for assumption in done.assumptions:
+        console.print(f"- {assumption}")
 
 
 @app.command(epilog=examples("circuitseer sweep", "circuitseer sweep --json"))

@@ -92,7 +92,7 @@ def _train_and_log(run: StageRun, subset: Artifact, checkpoint_id: str, folder: 
     # The work folder outlives a killed run: training goes on from its last trainer checkpoint.
     work = run.work_folder(checkpoint_id)
     members = run.folder(subset) / "subset_members.parquet"
-    with run.home.tracking().run(checkpoint_id, tags) as tracked:
+    with run.tracked(checkpoint_id, tags) as tracked:
         tracked.log_params({"training": run.settings.slice("training")})
         log_training_set(
             tracked, members, subset_id=subset.artifact_id, data_version=subset.data_version

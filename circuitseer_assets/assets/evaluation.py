@@ -115,7 +115,7 @@ def _evaluate_model(
 
     def ask(folder: Path) -> Made:
         tags = {**run.mlflow_tags(evaluation_id), "checkpoint_id": ids[0] if ids else None}
-        with run.home.tracking().run(evaluation_id, tags) as tracked:
+        with run.tracked(evaluation_id, tags) as tracked:
             _log_question(run, tracked, parents)
             made = answer(folder)
             _log_answers(run, tracked, folder, made)

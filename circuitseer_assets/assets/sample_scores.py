@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 import pyarrow as pa
@@ -29,7 +29,6 @@ from circuitseer_assets.records import (
     ModelUse,
     Sample,
     SampleScore,
-    UnscoredSample,
     digest_of,
 )
 from circuitseer_assets.settings import Settings
@@ -46,6 +45,7 @@ from resources.pool_scores import (
 from resources.sample_files import read_samples
 
 CODE_VERSION = "1"
+_Item = TypeVar("_Item")
 NUM_EXAMPLES = 5
 
 
@@ -191,9 +191,16 @@ class PoolScorer:
         )
         # A scorer that compares samples needs them all, also those a killed run has committed.
         wanted = self._pool_ids() if scorer.compares_samples else sample_ids
-        results = scorer.load()(reader, self._read_samples(wanted), self.settings.scoring)
+        samples, size = self._read_samples(wanted), self.settings.execution.shard_samples
+        score, settings = scorer.load(), self.settings.scoring
+        if scorer.compares_samples:
+            shards = _shards(score(reader, samples, settings), size)
+        else:
+            # A shard's samples are read together and by themselves: a run that was killed forms the
+            # same batches again behind the last shard, and gives the same scores to the last digit.
+            shards = (list(score(reader, shard, settings)) for shard in _shards(samples, size))
         done = num_truncated = 0
-        for shard in _shards(results, self.settings.execution.shard_samples):
+        for shard in shards:
             commit_shard(self.home.warehouse, self.scorer_id, shard)
             done += len(shard)
             num_truncated += sum(isinstance(r, SampleScore) and r.is_truncated for r in shard)
@@ -271,8 +278,7 @@ def summarise_scores(
     return summary
 
 
-def _shards(
-    results: Iterator[SampleScore | UnscoredSample], size: int
-) -> Iterator[list[SampleScore | UnscoredSample]]:
-    while shard := list(itertools.islice(results, size)):
+def _shards(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    remaining = iter(items)
+    while shard := list(itertools.islice(remaining, size)):
         yield shard

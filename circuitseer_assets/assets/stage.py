@@ -3,11 +3,12 @@
 An asset states its identity and hands over a function; nothing here knows any stage.
 """
 
+import contextlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from resources.artifacts import data_version_of as version_of_files
 from resources.home import Home
 from resources.processes import one_at_a_time
 from resources.record_rows import artifact_cost_rows
+from resources.tracking import TrackedRun
+from resources.tracking_recovery import PROCESS_TAG, end_abandoned, process_tag
 
 SUMMARY_FILE = "summary.json"
 log = logging.getLogger("circuitseer")
@@ -251,13 +254,26 @@ class StageRun:
         return self.home.folder / "work" / artifact_id
 
     def mlflow_tags(self, artifact_id: str) -> dict[str, str | None]:
-        """Returns the tags that lead from an MLflow run back to what it was made for."""
+        """Returns the tags that lead from MLflow back to what a run or a model was made for."""
         return {
             "dagster_run_id": self.dagster_run_id,
             "dagster_asset": self.asset,
             "dagster_partition": self.partition,
             "artifact_id": artifact_id,
         }
+
+    @contextlib.contextmanager
+    def tracked(
+        self, artifact_id: str, tags: Mapping[str, str | None], *, name: str | None = None
+    ) -> Iterator[TrackedRun]:
+        """Returns a context with an MLflow run in which an artifact is made.
+
+        Runs that were making it when their process died are ended first.
+        """
+        tracking = self.home.tracking()
+        end_abandoned(tracking, artifact_id)
+        with tracking.run(name or artifact_id, {**tags, PROCESS_TAG: process_tag()}) as run:
+            yield run
 
     def stop_if_planned(self, artifact_id: str) -> None:
         """Returns if the stage is at work.

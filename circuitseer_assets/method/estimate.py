@@ -16,6 +16,8 @@ _UTILISATION = 0.4
 _BANDWIDTH_USED = 0.6
 # Of the heads still in the race after each of its rounds; measured on SmolLM2 (docs/ENGINE.md).
 _STILL_RACING = (1.0, 0.35, 0.2, 0.13, 0.1)
+# Nothing above the deepest chosen head is run to score; that of SmolLM2 lies there.
+_DEEPEST = 0.8
 _PADDING = 1.06
 _ADAM_BYTES = 8
 
@@ -91,7 +93,10 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class StageEstimate:
-    """What one stage takes; `memory_bytes` of one GPU that does it alone."""
+    """What one stage takes; `memory_bytes` of one GPU that does it alone.
+
+    `disk_bytes` stay, `transient_disk_bytes` are needed beside them while the stage is at work.
+    """
 
     stage: str
     num_tokens: float
@@ -99,6 +104,7 @@ class StageEstimate:
     memory_bytes: float
     gpu_hours: float
     disk_bytes: float = 0.0
+    transient_disk_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +123,13 @@ class Estimate:
 
     @property
     def disk_bytes(self) -> float:
-        """The bytes of all stages."""
+        """The bytes that stay of all stages."""
         return sum(stage.disk_bytes for stage in self.stages)
+
+    @property
+    def peak_disk_bytes(self) -> float:
+        """The bytes that are on the disk at most."""
+        return self.disk_bytes + max(stage.transient_disk_bytes for stage in self.stages)
 
 
 def estimate_run(
@@ -177,7 +188,10 @@ def _ranking(
     cached = (settings.execution.max_cached_layers or model.num_layers) * mean
     memory = model.num_parameters * num_bytes + (cached + 6 * batch) * model.hidden_size * num_bytes
     memory += 2 * batch * model.intermediate_size * num_bytes + 3 * batch * model.vocab_size * 4
-    return StageEstimate("head_ranking", tokens, flops, memory, _compute_hours(flops, gpu))
+    hours = _compute_hours(flops, gpu)
+    kept = {"local": 0, "hub": num_bytes, "gguf": 4}[settings.base_model.source]
+    disk = kept * model.num_parameters
+    return StageEstimate("head_ranking", tokens, flops, memory, hours, disk)
 
 
 def _ablations(num_probes: int, first_round: int, num_heads: int, num_chosen: int) -> float:
@@ -208,12 +222,7 @@ def _scoring(
     else:
         read = [n if n <= limit else 0 for n in reads]
     mean = _mean(read)
-    num_chosen = math.floor(
-        settings.head_ranking.fraction * model.num_layers * model.num_heads + 0.5
-    )
-    # Nothing above the deepest chosen head is run; of k heads anywhere it lies at k / (k + 1).
-    depth = num_chosen / (num_chosen + 1)
-    tokens = pool * mean * depth * _PADDING
+    tokens = pool * mean * _DEEPEST * _PADDING
     flops = model.flops(tokens, mean, with_logits=False)
     batch = settings.execution.max_batch_tokens
     memory = model.num_parameters * num_bytes + 8 * batch * model.hidden_size * num_bytes
@@ -246,9 +255,17 @@ def _training(
     weights = model.num_parameters * (frozen_bytes if training.lora else 4)
     memory = weights + trained * (4 * bool(training.lora) + 4 + _ADAM_BYTES)
     memory += _activation_bytes(settings, model, max(kept, default=training.max_length))
-    saved = 2 * trained * (4 + _ADAM_BYTES) + model.num_parameters * 4
     forwards = tokens * (1 + training.gradient_checkpointing)
-    return StageEstimate("checkpoint", forwards, flops, memory, _compute_hours(flops, gpu), saved)
+    return StageEstimate(
+        "checkpoint",
+        forwards,
+        flops,
+        memory,
+        _compute_hours(flops, gpu),
+        disk_bytes=4 * model.num_parameters,
+        # Two trainer checkpoints with their optimiser, and the model before it is logged.
+        transient_disk_bytes=2 * trained * (4 + _ADAM_BYTES) + 4 * model.num_parameters,
+    )
 
 
 def _num_drawn(settings: Settings, pool: int, mean_tokens: float) -> float:
@@ -322,7 +339,8 @@ def _assumptions(settings: Settings) -> tuple[str, ...]:
         f"answers are as long as evaluation.max_new_tokens, {settings.evaluation.max_new_tokens}: "
         f"a batch waits for its longest",
         "no sample is removed by the decontamination, none repeats another's prompt",
-        f"after the first round {_STILL_RACING[1]:.0%} of the heads are still in the race",
+        f"after the first round {_STILL_RACING[1]:.0%} of the heads are still in the race, and the "
+        f"deepest that is chosen lies at {_DEEPEST:.0%} of the layers",
     ]
     if settings.training.long_rows == "drop":
         said.append("samples longer than training.max_length are drawn and then left out")
@@ -336,12 +354,13 @@ def estimate_as_json(estimate: Estimate) -> dict[str, Any]:
         "num_parameters": estimate.model.num_parameters,
         "gpu_hours": estimate.gpu_hours,
         "disk_bytes": estimate.disk_bytes,
+        "peak_disk_bytes": estimate.peak_disk_bytes,
     }
 
 
 # for a terminal -----------------------------------------------------------------------------------
 
-ESTIMATE_COLUMNS = ("stage", "tokens", "FLOPs", "memory a GPU", "GPU-hours", "disk")
+ESTIMATE_COLUMNS = ("stage", "tokens", "FLOPs", "memory a GPU", "GPU-hours", "disk", "at most")
 
 
 def estimate_rows(estimate: Estimate) -> list[tuple[str, ...]]:
@@ -354,6 +373,7 @@ def estimate_rows(estimate: Estimate) -> list[tuple[str, ...]]:
             f"{stage.memory_bytes / 1e9:,.1f} GB",
             f"{stage.gpu_hours:,.2f}",
             f"{stage.disk_bytes / 1e9:,.2f} GB",
+            f"{(stage.disk_bytes + stage.transient_disk_bytes) / 1e9:,.2f} GB",
         )
         for stage in estimate.stages
     ]
@@ -365,5 +385,6 @@ def estimate_rows(estimate: Estimate) -> list[tuple[str, ...]]:
         f"{largest / 1e9:,.1f} GB",
         f"{estimate.gpu_hours:,.2f}",
         f"{estimate.disk_bytes / 1e9:,.2f} GB",
+        f"{estimate.peak_disk_bytes / 1e9:,.2f} GB",
     )
     return [*rows, total]

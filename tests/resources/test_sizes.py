@@ -125,6 +125,24 @@ def test_the_articles_presets_are_estimated_without_a_hub(name: str) -> None:
     assert 10 < done.gpu_hours < 1000
 
 
+# `make demo PRESET=smollm2` on two cores: the table artifact_costs, and the home's size afterwards.
+SMOLLM2_TOKENS = {
+    "head_ranking": 118_503,
+    "sample_scores": 24_199,
+    "checkpoint": 9_324,
+    "evaluation": 6_752 + 6_752,
+}
+SMOLLM2_BYTES = 1_111e6
+
+
+def test_a_real_run_took_what_was_estimated() -> None:
+    done = estimate_settings(preset("smollm2"), gpu="H100")
+    said = {stage.stage: stage.num_tokens for stage in done.stages if stage.num_tokens}
+    assert said == pytest.approx(SMOLLM2_TOKENS, rel=0.3)
+    assert sum(said.values()) == pytest.approx(sum(SMOLLM2_TOKENS.values()), rel=0.15)
+    assert done.disk_bytes == pytest.approx(SMOLLM2_BYTES, rel=0.3)
+
+
 @pytest.mark.long
 def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
     done = circuitseer(tmp_path, "estimate", "--preset", "paper", "--json")

@@ -1,0 +1,197 @@
+"""kill -9 at random moments: the result is an undisturbed run's, and little is done again."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from circuitseer_assets.settings import PROJECT_ROOT
+from jobs.doctor import examine
+from resources.home import Home
+from tests.conftest import small_settings, write_settings
+
+pytestmark = pytest.mark.long
+
+SHARD_SAMPLES, SAVE_STEPS = 16, 4
+NUM_STAGE_KILLS, NUM_RUN_KILLS = 32, 8
+# What tells one run from another, and no other thing of an artifact.
+OF_THE_RUN = {
+    "artifacts": ("dagster_run_id", "mlflow_run_id", "created_at", "data_version"),
+    "artifact_costs": ("duration_s", "num_forwards", "num_tokens"),
+    "checkpoints": ("mlflow_model_uri", "duration_s"),
+    "schema_migrations": ("applied_at",),
+}
+
+
+def make_home(folder: Path) -> Home:
+    folder.mkdir()
+    values = small_settings()
+    values["execution"] = {"shard_samples": SHARD_SAMPLES}
+    values["training"]["save_interval_steps"] = SAVE_STEPS
+    write_settings(folder, values)
+    return Home.prepared(folder)
+
+
+def rows_of(home: Home) -> dict[str, list[str]]:
+    """Returns the rows of every table, sorted, without what differs from run to run."""
+    names = home.warehouse.query("select table_name from duckdb_tables()")["table_name"]
+    found = {}
+    for name in names.to_pylist():
+        rows = home.warehouse.query(f'select * from "{name}"').to_pylist()
+        kept = [{k: v for k, v in row.items() if k not in OF_THE_RUN.get(name, ())} for row in rows]
+        found[name] = sorted(json.dumps(row, sort_keys=True, default=str) for row in kept)
+    return found
+
+
+def weights_of(home: Home) -> list[str]:
+    return sorted(
+        path.read_text() for path in home.folder.glob("artifacts/checkpoint/*/weights.json")
+    )
+
+
+def assert_nothing_is_left_behind(home: Home) -> None:
+    for diagnosis in examine(home, is_deep=True):
+        assert diagnosis.outcome == "ok", diagnosis
+    assert not list((home.folder / "work").glob("*"))
+    assert not list(home.artifacts.root.rglob("*.tmp"))
+    tracking = home.tracking()
+    client = tracking.client()
+    experiment = client.get_experiment_by_name(tracking.experiment)
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+    models = client.search_logged_models([experiment.experiment_id])
+    known = set(home.warehouse.models_of_checkpoints().values())
+    assert {model.model_id for model in models} == known
+    assert {path.name for path in (home.folder / "mlartifacts/models").iterdir()} == known
+    for lock in (home.folder / "locks").glob("*.lock"):
+        with subprocess.Popen(["flock", "--nonblock", str(lock), "true"]) as taken:
+            assert taken.wait() == 0, lock
+
+
+# One stage after the other ------------------------------------------------------------------------
+
+
+def make_stages(home: Home, log: Path, kills: int, durations: dict[str, float]) -> Counter[str]:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.killed_stages", str(home.folder), str(log)),
+            *(str(kills), "7", json.dumps(durations)),
+        ],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Counter(json.loads(done.stdout.splitlines()[-1]))
+
+
+def durations_in(log: Path) -> dict[str, float]:
+    begun, took = {}, {}
+    for line in log.read_text().splitlines():
+        word, stage, *at = line.split()
+        if word == "begin":
+            begun[stage] = float(at[0])
+        elif word == "end":
+            took[stage] = float(at[0]) - begun[stage]
+    return took
+
+
+def work_in(log: Path) -> Counter[str]:
+    words = (line.split()[0] for line in log.read_text().splitlines())
+    return Counter(word for word in words if word in ("scored", "ablated", "stepped"))
+
+
+def test_stages_that_are_killed_again_and_again_give_what_they_would_have_given(
+    tmp_path: Path, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))  # to be put back
+    whole, torn = make_home(tmp_path / "whole"), make_home(tmp_path / "torn")
+    make_stages(whole, tmp_path / "whole.log", 0, {})
+    durations = durations_in(tmp_path / "whole.log")
+    kills = make_stages(torn, tmp_path / "torn.log", NUM_STAGE_KILLS, durations)
+    assert kills.total() >= NUM_STAGE_KILLS
+    assert rows_of(torn) == rows_of(whole)
+    assert weights_of(torn) == weights_of(whole)
+    assert_nothing_is_left_behind(torn)
+
+    needed, done = work_in(tmp_path / "whole.log"), work_in(tmp_path / "torn.log")
+    assert min(needed.values()) > 0
+    assert done["scored"] - needed["scored"] <= kills["sample_scores"] * SHARD_SAMPLES
+    assert done["stepped"] - needed["stepped"] <= kills["checkpoint"] * SAVE_STEPS
+    # A measurement is written as soon as it is made: at most the one at work is made again.
+    assert done["ablated"] - needed["ablated"] <= kills["head_ranking"]
+    redone = {
+        "head_ranking": f"{done['ablated'] - needed['ablated']} of {needed['ablated']} ablations",
+        "sample_scores": f"{done['scored'] - needed['scored']} of {needed['scored']} samples",
+        "checkpoint": f"{done['stepped'] - needed['stepped']} of {needed['stepped']} steps",
+    }
+    for stage, took in durations.items():
+        again = f"done again: {redone.get(stage, 'the stage')}"
+        tell("kills in a stage", stage, f"{took:.1f} s", f"{kills[stage]} kills", again)
+
+
+# The whole run ------------------------------------------------------------------------------------
+
+
+def start(home: Home) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name("circuitseer")), "run"],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "CIRCUITSEER_HOME": str(home.folder), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def runs_of(home: Home) -> list[Any]:
+    home.set_environment()
+    with dg.DagsterInstance.get() as instance:
+        return list(instance.get_runs())
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_it_would_have(
+    tmp_path: Path, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))  # to be put back
+    whole, torn = make_home(tmp_path / "whole"), make_home(tmp_path / "torn")
+    began = time.monotonic()
+    undisturbed = start(whole)
+    said, _ = undisturbed.communicate()
+    assert undisturbed.returncode == 0, said
+    took_s = time.monotonic() - began
+    lots = random.Random(11)
+    for number in range(NUM_RUN_KILLS):
+        killed = start(torn)
+        # Any moment of the run, its start included.
+        time.sleep(lots.uniform(0.1, 0.9) * took_s)
+        was_at_work = killed.poll() is None
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+        if not was_at_work:
+            assert killed.returncode == 0
+        stages = [a.stage for a in torn.warehouse.artifacts()]
+        at = stages[-1] if stages else "nothing"
+        tell("kills of a run", f"kill {number + 1}", f"{len(stages)} artifacts, the last of {at}")
+    last = start(torn)
+    said, _ = last.communicate()
+    assert last.returncode == 0, said
+    assert rows_of(torn) == rows_of(whole)
+    assert weights_of(torn) == weights_of(whole)
+    assert_nothing_is_left_behind(torn)
+    statuses = Counter(run.status for run in runs_of(torn))
+    assert statuses.keys() <= {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE}

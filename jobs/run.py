@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import dagster as dg
 
 from circuitseer_assets.errors import CircuitSeerError
 from jobs.observe_settings import find_changed_slices
+from resources.dead_runs import process_tags
 from resources.home import Home
 
 Metadata = Mapping[str, Mapping[str, Any]]
@@ -66,13 +68,15 @@ def run_job(
         PipelineFailedError: a step or a blocking check failed; the message is the first failure's.
     """
     home.set_environment()
-    started = time.monotonic()
+    started, run_id = time.monotonic(), str(uuid.uuid4())
     with _libraries_quiet(home.folder / "last_run.log"), dg.DagsterInstance.get() as instance:
         result = defs.resolve_job_def(job).execute_in_process(
             instance=instance,
             partition_key=partition,
             asset_selection=None if assets is None else sorted(assets),
-            tags=tags,
+            # From its creation on: one that is killed before its first step is known to be dead.
+            tags={**(tags or {}), **process_tags(run_id)},
+            run_id=run_id,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )

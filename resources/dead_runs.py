@@ -47,6 +47,7 @@ def find_dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     """Returns the runs of this machine that are unfinished though their process is gone."""
     unfinished = dg.RunsFilter(
         statuses=[
+            dg.DagsterRunStatus.NOT_STARTED,
             dg.DagsterRunStatus.STARTED,
             dg.DagsterRunStatus.STARTING,
             dg.DagsterRunStatus.CANCELING,

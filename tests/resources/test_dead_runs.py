@@ -24,7 +24,7 @@ def job() -> None:
 @pytest.mark.skipif(not start_of(os.getpid()), reason="the system does not tell starts")
 def test_a_run_is_dead_when_its_pid_is_another_process_by_now() -> None:
     pid = os.getpid()
-    names = ["alive", "reused", "rebooted", "unknown", "untold", "elsewhere"]
+    names = ["alive", "reused", "rebooted", "unknown", "untold", "unbegun", "elsewhere"]
     ids = {name: str(uuid.uuid4()) for name in names}
     boot, ticks = start_of(pid).split("/")
     here = {
@@ -33,15 +33,16 @@ def test_a_run_is_dead_when_its_pid_is_another_process_by_now() -> None:
         "rebooted": f"{ids['rebooted']}:{pid}:{uuid.uuid4()}/{ticks}",
         "unknown": f"{ids['unknown']}:{pid}:",
         "untold": f"{ids['untold']}:{pid}",
+        "unbegun": f"{ids['unbegun']}:{pid}:{uuid.uuid4()}/{ticks}",
     }
     tags = {name: {PID_TAG: tag, HOST_TAG: socket.gethostname()} for name, tag in here.items()}
     tags["elsewhere"] = {PID_TAG: f"{ids['elsewhere']}:{pid}:another/1", HOST_TAG: "another-host"}
     with dg.instance_for_test() as instance:
         for name, run_id in ids.items():
-            instance.create_run_for_job(
-                job, run_id=run_id, tags=tags[name], status=dg.DagsterRunStatus.STARTED
-            )
+            unbegun, started = dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED
+            status = unbegun if name == "unbegun" else started
+            instance.create_run_for_job(job, run_id=run_id, tags=tags[name], status=status)
         dead = set(end_dead_runs(instance))
-        assert dead == {ids["reused"], ids["rebooted"]}
+        assert dead == {ids["reused"], ids["rebooted"], ids["unbegun"]}
         failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
         assert {run.run_id for run in failed} == dead

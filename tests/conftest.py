@@ -1,5 +1,6 @@
 """Fixtures: small settings, and one whole run of the graph that many tests look at."""
 
+import copy
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ SMALL: dict[str, Any] = {
 def small_settings() -> dict[str, Any]:
     """Returns the tiny preset, cut down to what a test can run."""
     values: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "presets/tiny.yaml").read_text())
-    return {**values, **SMALL}
+    return copy.deepcopy({**values, **SMALL})
 
 
 @pytest.fixture(scope="session")

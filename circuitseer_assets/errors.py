@@ -2,7 +2,12 @@
 
 
 class CircuitSeerError(Exception):
-    """Anything CircuitSeer refuses or cannot do; its message is written for the user."""
+    """Anything CircuitSeer refuses or cannot do; its message is written for the user.
+
+    `exit_status` is what a command ends with that it ends.
+    """
+
+    exit_status = 2
 
 
 class SettingsError(CircuitSeerError):

@@ -16,6 +16,8 @@ from resources.dead_runs import process_tags
 from resources.home import Home
 
 Metadata = Mapping[str, Mapping[str, Any]]
+_INTERRUPTION = "DagsterExecutionInterruptedError"
+_INTERRUPTED = "the run was interrupted; run again, and it goes on where it was"
 
 
 class PipelineFailedError(CircuitSeerError):
@@ -29,6 +31,8 @@ class PipelineFailedError(CircuitSeerError):
     ) -> None:
         super().__init__(message)
         self.cause = cause
+        if cause == _INTERRUPTION:
+            self.exit_status = 130  # as of a program that SIGINT ends
         self.metadata = metadata or {}
 
 
@@ -130,10 +134,15 @@ def _first_failure(result: dg.ExecuteInProcessResult) -> tuple[str, str | None]:
             while error is not None:
                 said = error.message.strip()
                 name, _, sentence = said.partition(":")
+                if name.endswith(_INTERRUPTION):
+                    return _INTERRUPTED, _INTERRUPTION
                 if (ours := name.rsplit(".", 1)[-1]) in _OUR_ERRORS:
                     return sentence.strip(), ours
                 error = error.cause
-            return f"step {event.step_key} failed: {said}", None
+            return (
+                f"step {event.step_key} failed: {said}; mend it and run again (`circuitseer "
+                f"doctor` looks for what is wrong)"
+            ), None
     return "the run failed; see its events in the Dagster UI", None
 
 

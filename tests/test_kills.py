@@ -119,20 +119,31 @@ def work_in(log: Path) -> Counter[str]:
     return Counter(word for word in words if word in ("scored", "ablated", "stepped"))
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Path]:
+    """A home whose stages nobody killed, and the log of its work."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    home, log = make_home(folder / "home"), folder / "log"
+    make_stages(home, log, 0, {})
+    return home, log
+
+
 def test_stages_that_are_killed_again_and_again_give_what_they_would_have_given(
-    tmp_path: Path, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    undisturbed: tuple[Home, Path],
+    tmp_path: Path,
+    tell: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME"):
         monkeypatch.setenv(name, str(tmp_path))  # to be put back
-    whole, torn = make_home(tmp_path / "whole"), make_home(tmp_path / "torn")
-    make_stages(whole, tmp_path / "whole.log", 0, {})
-    durations = durations_in(tmp_path / "whole.log")
+    whole, log = undisturbed
+    torn, durations = make_home(tmp_path / "torn"), durations_in(log)
     kills = make_stages(torn, tmp_path / "torn.log", NUM_STAGE_KILLS, durations)
     assert kills.total() >= NUM_STAGE_KILLS
     assert_equal(torn, whole)
     assert_nothing_is_left_behind(torn)
 
-    needed, done = work_in(tmp_path / "whole.log"), work_in(tmp_path / "torn.log")
+    needed, done = work_in(log), work_in(tmp_path / "torn.log")
     assert min(needed.values()) > 0
     assert done["scored"] - needed["scored"] <= kills["sample_scores"] * SHARD_SAMPLES
     assert done["stepped"] - needed["stepped"] <= kills["checkpoint"] * SAVE_STEPS
@@ -183,14 +194,14 @@ def runs_of(home: Home) -> list[Any]:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_it_would_have(
-    tmp_path: Path, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    undisturbed: tuple[Home, Path],
+    tmp_path: Path,
+    tell: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME"):
         monkeypatch.setenv(name, str(tmp_path))  # to be put back
-    whole, torn = make_home(tmp_path / "whole"), make_home(tmp_path / "torn")
-    undisturbed = start(whole)
-    said, _ = undisturbed.communicate()
-    assert undisturbed.returncode == 0, said
+    torn = make_home(tmp_path / "torn")
     lots = random.Random(11)
     for number in range(NUM_RUN_KILLS):
         killed = start(torn)
@@ -204,7 +215,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_it_would_have(
     last = start(torn)
     said, _ = last.communicate()
     assert last.returncode == 0, said
-    assert_equal(torn, whole)
+    assert_equal(torn, undisturbed[0])
     assert_nothing_is_left_behind(torn)
     statuses = Counter(run.status for run in runs_of(torn))
     assert statuses.keys() <= {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE}

@@ -1,6 +1,7 @@
 """The `circuitseer` command: make the graph, ask about what was made, look after it. Thin.
 
-Exit status: 0 done, 1 something differs or failed, 2 refused, with one sentence that says why.
+Exit status: 0 done, 1 something differs, 2 refused or failed, with one sentence that says why, 130
+interrupted.
 """
 
 import sys
@@ -27,12 +28,20 @@ def main() -> None:
     try:
         app()
     except CircuitSeerError as error:
-        _refuse(str(error))
+        _refuse(str(error), status=error.exit_status)
     except OSError as error:
         # A folder that cannot be written or read: the system's own words name it and the reason.
         _refuse(f"{error.filename or 'the system'}: {error.strerror or error}; free or correct it")
+    except Exception as error:
+        if not type(error).__module__.startswith(("sqlite3", "sqlalchemy")):
+            raise
+        reason = " ".join(str(error).partition("[SQL")[0].split())
+        _refuse(
+            f"a database of Dagster or MLflow in the home cannot be used ({reason}); "
+            f"`circuitseer doctor` looks for the reason"
+        )
 
 
-def _refuse(sentence: str) -> NoReturn:
+def _refuse(sentence: str, *, status: int = 2) -> NoReturn:
     console.print(f"circuitseer: {printable(sentence)}", style="red", soft_wrap=True)
-    sys.exit(2)
+    sys.exit(status)

@@ -22,6 +22,7 @@ from circuitseer_assets.records import Artifact
 from resources.artifacts import ArtifactStore
 from resources.home import MLFLOW_FILES, Home
 from resources.processes import one_at_a_time
+from resources.removal_journal import JOURNAL
 from resources.snapshots import copy_file, copy_files, list_files, measure_files
 from resources.tracking_paths import rebase_addresses
 from resources.warehouse import Warehouse
@@ -29,7 +30,7 @@ from resources.warehouse import Warehouse
 MARK = "backup.json"
 _WAREHOUSE, _MLFLOW = "warehouse.duckdb", "mlflow.db"
 _SEPARATELY = ("dagster", _WAREHOUSE, f"{_WAREHOUSE}.wal", _MLFLOW, "artifacts", MLFLOW_FILES)
-_LEFT_OUT = ("work", "locks", "dbt", "last_run.log", "prune.json")
+_LEFT_OUT = ("work", "locks", "dbt", "last_run.log", JOURNAL)
 """Unfinished work, and what every run writes anew."""
 
 

@@ -35,7 +35,7 @@ def _one(make: Callable[[StageRun], Materialised]) -> Callable[[StageRun], list[
 
 
 # The assets that one step makes, and what makes them, in the order of the graph.
-_STEPS: Mapping[tuple[str, ...], Callable[[StageRun], list[Materialised]]] = {
+STEPS: Mapping[tuple[str, ...], Callable[[StageRun], list[Materialised]]] = {
     ("corpus",): _one(make_corpus),
     ("probe_set", "pool"): lambda run: list(make_probe_set_and_pool(run)),
     ("head_ranking",): _one(make_head_ranking),
@@ -90,9 +90,9 @@ def make_plan(defs: dg.Definitions, home: Home) -> list[Planned]:
         }
         observations = find_changed_slices(instance, home)
         changed = {observation.asset_key.to_user_string() for observation in observations}
-        latest = {name: _latest(instance, home, name) for names in _STEPS for name in names}
+        latest = {name: _latest(instance, home, name) for names in STEPS for name in names}
     planned: dict[str, Planned] = {}
-    for names in _STEPS:
+    for names in STEPS:
         parents = _parents_of(graph, names)
         slices = sorted(parents & changed)
         ahead = [planned[name] for name in planned if name in parents]
@@ -127,7 +127,7 @@ def _plan_step(
         return [Planned(name, action, reason, None) for name in names]
     known = {p.asset: p.artifact for p in parents if p.artifact is not None}
     try:
-        made = _STEPS[names](StageRun.planned(home, known))
+        made = STEPS[names](StageRun.planned(home, known))
     except WouldComputeError:
         return [Planned(name, "compute", reason, None) for name in names]
     return [

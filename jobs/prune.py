@@ -20,10 +20,8 @@ from resources.dead_runs import find_running
 from resources.home import Home
 from resources.in_use import exported_subset_ids, released_artifact_ids, shown_artifact_ids
 from resources.processes import if_free, one_at_a_time
-from resources.removal_journal import Removal, read_journal, write_journal
+from resources.removal_journal import JOURNAL, Removal, read_journal, write_journal
 from resources.tracking_removal import find_models_of, measure_bytes, remove_tracked
-
-JOURNAL = "prune.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from resources.dead_runs import end_dead_runs, find_dead_runs, find_held_slots
 from resources.home import Home
 from resources.model_files import find_gguf_file, find_model_folder
 from resources.processes import if_free
+from resources.removal_journal import JOURNAL
 from resources.warehouse_lock import open_waiting
 from resources.warehouse_schema import list_migrations, schema_version
 
@@ -146,7 +147,7 @@ def _ask_hub() -> Iterator[Finding]:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return
     try:
-        HfApi().list_models(limit=1).__iter__().__next__()
+        next(iter(HfApi().list_models(limit=1)))
     except (OSError, HfHubHTTPError, StopIteration) as error:
         reason = " ".join(str(error).split())[:200]
         yield Finding(
@@ -309,7 +310,7 @@ def check_tracking(home: Home) -> Iterator[Finding]:
 
 def check_removal(home: Home) -> Iterator[Finding]:
     """Yields a removal that was begun and not finished."""
-    journal = home.folder / "prune.json"
+    journal = home.folder / JOURNAL
     if journal.exists():
         yield Finding(
             "warning",

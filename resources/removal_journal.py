@@ -5,6 +5,9 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+JOURNAL = "prune.json"
+"""The file in a home that says what has begun to be removed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Removal:

@@ -26,7 +26,7 @@ import circuitseer_assets.method.head_ranking
 import circuitseer_assets.method.sample_scores
 from circuitseer_assets.assets.stage import StageRun
 from circuitseer_assets.records import Artifact
-from jobs.plan import _STEPS
+from jobs.plan import STEPS
 from resources.home import Home
 from resources.journal import FileJournal
 from resources.tracking import TrackedRun
@@ -47,7 +47,7 @@ def make_stages(home: Home, log: Log, number: int) -> None:
     count_work(log)
     made: dict[str, Artifact] = {}
     run = StageRun(home, home.settings(), made.__getitem__, "a-run")
-    for names, make in list(_STEPS.items())[:number]:
+    for names, make in list(STEPS.items())[:number]:
         log.add("begin", names[-1], time.monotonic())
         made |= zip(names, (done.artifact for done in make(run)), strict=True)
         log.add("end", names[-1], time.monotonic())
@@ -98,7 +98,7 @@ def has_begun(path: Path, stage: str, lines_before: int) -> bool:
 
 def kill_once(home: Home, log: Log, path: Path, number: int, delay_s: float) -> bool:
     """Returns whether a child was killed while it made the last of its stages."""
-    stage = list(_STEPS)[number - 1][-1]
+    stage = list(STEPS)[number - 1][-1]
     lines_before = len(path.read_text().splitlines())
     pid = fork(home, log, number)
     while not has_begun(path, stage, lines_before):
@@ -123,7 +123,7 @@ def main(
     home.set_environment()
     path.touch()
     log, kills, lots = Log(path), Counter[str](), random.Random(seed)
-    stages = [names[-1] for names in _STEPS]
+    stages = [names[-1] for names in STEPS]
     for number, stage in enumerate(stages, start=1):
         if not num_kills:
             number = len(stages)

@@ -18,6 +18,7 @@ from jobs.doctor import Diagnosis, examine
 from resources.dead_runs import HOST_TAG, PID_TAG
 from resources.health import check_home, file_system_of
 from resources.home import Home
+from resources.removal_journal import JOURNAL
 from resources.warehouse_schema import MIGRATIONS
 from tests.chains import make_chain, make_checkpoint, recorded, stored
 from tests.conftest import small_settings, write_settings
@@ -196,7 +197,7 @@ def lose_a_parent(home: Home) -> None:
 
 
 def kill_a_removal(home: Home) -> None:
-    (home.folder / "prune.json").write_text("{}")
+    (home.folder / JOURNAL).write_text("{}")
 
 
 def point_mlflow_elsewhere(home: Home) -> None:

@@ -33,6 +33,12 @@ OF_THE_RUN = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _own_homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))  # to be put back
+
+
 def make_home(folder: Path) -> Home:
     folder.mkdir()
     values = small_settings()
@@ -132,10 +138,7 @@ def test_stages_that_are_killed_again_and_again_give_what_they_would_have_given(
     undisturbed: tuple[Home, Path],
     tmp_path: Path,
     tell: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME"):
-        monkeypatch.setenv(name, str(tmp_path))  # to be put back
     whole, log = undisturbed
     torn, durations = make_home(tmp_path / "torn"), durations_in(log)
     kills = make_stages(torn, tmp_path / "torn.log", NUM_STAGE_KILLS, durations)
@@ -197,10 +200,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_it_would_have(
     undisturbed: tuple[Home, Path],
     tmp_path: Path,
     tell: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME"):
-        monkeypatch.setenv(name, str(tmp_path))  # to be put back
     torn = make_home(tmp_path / "torn")
     lots = random.Random(11)
     for number in range(NUM_RUN_KILLS):

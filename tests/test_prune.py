@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from circuitseer_assets.errors import ArtifactError, HousekeepingError, WarehouseError
 from jobs import prune as pruning
 from jobs.lineage import read_lineage
-from jobs.prune import JOURNAL, Pruned, describe_pruned
+from jobs.prune import Pruned, describe_pruned
 from jobs.release import release_checkpoint
 from resources.dead_runs import process_tags
 from resources.home import Home
 from resources.processes import if_free
+from resources.removal_journal import JOURNAL
 from resources.tracking import as_tracking_uri
 from tests.chains import (
     append_scores,

@@ -140,8 +140,8 @@ def estimate_run(
     gpu: Gpu,
 ) -> Estimate:
     """Returns what a whole run in an empty home takes."""
-    num_bytes = BYTES_OF["bfloat16" if settings.base_model.dtype == "auto" else "float32"]
-    num_bytes = BYTES_OF.get(settings.base_model.dtype, num_bytes)
+    dtype = settings.base_model.dtype
+    num_bytes = BYTES_OF["bfloat16" if dtype == "auto" else dtype]
     pool = max(1, corpus.num_rows - settings.probe_set.num_ranking)
     pool -= min(pool - 1, settings.probe_set.num_confirmation)
     stages = (

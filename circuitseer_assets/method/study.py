@@ -11,7 +11,9 @@ interval that forgets either is too narrow. Three figures are given for every di
 - the t-test of the seeds' differences, for the problems at hand: no model.
 
 A pair of the methods that are named for it also has the mixed model with the variance between runs
-pooled over them. It sees smaller effects, and errs where methods vary unlike each other.
+pooled over them: more degrees of freedom, and wrong where methods vary unlike each other.
+
+With six seeds a verdict errs in 5 % of studies without an effect, with two or three more often.
 
 Reference: Satterthwaite 1946 (degrees of freedom); Owen 2007 (the two-way bootstrap); Holm 1979.
 """

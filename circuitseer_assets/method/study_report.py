@@ -191,7 +191,7 @@ def _finding(analysis: StudyAnalysis) -> str:
     if not rows:
         return "Pass@1 by method"
     if all(row.comparison.is_blind for row in rows):
-        return "No conclusion: all runs give the same answers right"
+        return "No conclusion: the runs' answers show no variance"
     if rows[0].verdict == "insensitive" and analysis.find(*SENSITIVITY_PAIR):
         return "No conclusion: the oracle is not told from a random subset"
     words = {"better": "better than", "worse": "worse than"}
@@ -252,8 +252,8 @@ def _set_up(data: StudyData, analysis: StudyAnalysis) -> str:
         row = analysis.find(*pair)
         if row is not None and row.comparison.is_blind:
             said.append(
-                f"On Pass@1 no outcome differs from that of {pair[1]}, as where every answer is "
-                f"wrong: nothing follows from it, and what would have been seen is unknown."
+                f"On Pass@1 the difference from {pair[1]} shows no variance, as where every answer "
+                f"is wrong: nothing follows from it, and what would have been seen is unknown."
             )
         elif row is not None:
             said.append(
@@ -345,7 +345,6 @@ def _compared(
     """Returns what both endpoints say of a pair, in the columns of `_COMPARED`."""
     c = row.comparison
     p_value = c.p_value if c.p_holm is None else c.p_holm
-    num_primary = sum(one.comparison.is_primary for one in analysis.rows)
     other = analysis.find(c.method, c.against, "held_out_log_likelihood_nats")
     return (
         f"{_points(c.difference)} {_interval(c.ci_low, c.ci_high)}",
@@ -354,7 +353,7 @@ def _compared(
         ""
         if c.pooled_low is None or c.pooled_high is None
         else _interval(c.pooled_low, c.pooled_high),
-        _p(p_value) + (" (Holm)" if c.is_primary and num_primary > 1 else ""),
+        _p(p_value) + (" (Holm)" if c.is_primary else ""),
         _verdict(row, said),
         *((_likelihood(other), _verdict(other, said)) if other else ("", "")),
     )

@@ -87,4 +87,4 @@ format: $(READY)  ## let ruff and sqlfluff format
 
 lock: $(READY)  ## resolve requirements.lock anew
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header \
-		--python-version 3.11 --group dev pyproject.toml -o requirements.lock
+		--python-version 3.11 --extra ray --extra postgres --group dev pyproject.toml -o requirements.lock

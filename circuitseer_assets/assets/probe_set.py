@@ -27,7 +27,7 @@ from resources.control_texts import read_control_texts
 from resources.home import Home
 from resources.sample_files import read_samples, write_samples
 
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 PROBE_KINDS = ("ranking", "confirmation", "control")
 _DEPS: list[dg.AssetKey | str] = [
     "corpus",

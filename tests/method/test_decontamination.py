@@ -9,8 +9,8 @@ from circuitseer_assets.method.decontamination import (
     ContaminatedSample,
     find_contaminated,
     match_near_duplicate,
-    normalise_problem,
 )
+from circuitseer_assets.method.problem_text import normalise_problem
 from circuitseer_assets.method.word_problems import generate_problems
 from circuitseer_assets.records import Message, Problem
 
@@ -62,55 +62,6 @@ def test_case_space_and_punctuation_make_no_difference(prompt):
 )
 def test_clean_prompts_are_left_alone(prompt):
     assert rules(prompt, PROBLEM) == []
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("8 - 2", "8 / 2"),
-        ("8 * 2", "8 / 2"),
-        ("x - y", "x + y"),
-        ("1.5", "15"),
-        ("-3", "3"),
-        ("a < b", "a > b"),
-        ("x^2", "x2"),
-        ("1,23", "123"),
-        ("50 %", "50"),
-        (".5", "5"),
-        ("twenty four", "20 4"),
-        ("twenty fourteen", "34"),
-        ("two three", "5"),
-        ("forty and two", "42"),
-    ],
-)
-def test_a_changed_sign_or_number_is_another_problem(one, other):
-    assert normalise_problem(one) != normalise_problem(other)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("8\u22122", "8 - 2"),
-        ("3 \u00d7 4", "3*4"),
-        ("a $9$-kilometer walk", "A 9 kilometer walk"),
-        ("well-known", "well known"),
-        ("the dog - who ran - slept", "the dog, who ran, slept"),
-        ("x=5", "x = 5"),
-        ("12,000,000", "12000000"),
-        ("5.0 kg", "5 kg"),
-        ("$3.50", "$3.5"),
-        ("twelve boxes", "12 boxes"),
-        ("twenty-four boxes", "24 boxes"),
-        ("ninety one boxes", "91 boxes"),
-        ("two hundred and five boxes", "205 boxes"),
-        ("twelve hundred boxes", "1,200 boxes"),
-        ("one million two hundred thousand and three boxes", "1200000 and 3 boxes"),
-        ("sixty thousand boxes", "60,000 boxes"),
-        (".5 kg", "0.50 kg"),
-    ],
-)
-def test_other_spellings_of_the_same_problem(one, other):
-    assert normalise_problem(one) == normalise_problem(other)
 
 
 def test_a_problem_without_words_matches_nothing():
@@ -185,7 +136,44 @@ def test_short_problems_with_a_few_words_changed_are_caught(num_changed: int):
         planted += 1
         caught += bool(rules(" ".join(words), Problem("toy", "1", problem.prompt)))
     assert planted > 150
-    assert caught >= 0.98 * planted  # those with a single number keep too little
+    assert caught >= 0.98 * planted
+
+
+@pytest.mark.parametrize(
+    ("problem", "reworded"),
+    [
+        (
+            "Tom had 48 marbles and gave half of them to a friend. How many are left?",
+            "Tim had 48 pebbles and gave half of them to his friend. How many remain?",
+        ),
+        (
+            "How many prime numbers are smaller than 50?",
+            "How many primes are there smaller than 50?",
+        ),
+        ("What is the largest prime factor of 1,764?", "Find the largest prime factor of 1764."),
+    ],
+)
+def test_short_problems_with_a_single_number_are_caught_reworded(problem: str, reworded: str):
+    assert rules(reworded, Problem("toy", "1", problem))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "Ann had 48 pens and lost a third of them on her way home. How many has she now?",
+        "A train takes 48 minutes from one town to the next. How many seconds is that?",
+        "How many letters does half of a page have?",
+    ],
+)
+def test_other_problems_with_the_same_single_number_are_clean(other: str):
+    problem = "Tom had 48 marbles and gave half of them to a friend. How many are left?"
+    assert rules(other, Problem("toy", "1", problem)) == []
+
+
+def test_a_short_problem_that_differs_in_what_is_asked_alone_is_removed_all_the_same():
+    """Words do not tell it from one that is re-worded, and a lost sample costs less than a leak."""
+    asked = Problem("toy", "1", "What is the sum of 3 and 5, and what is its half?")
+    assert rules("What is the product of 3 and 5, and what is its half?", asked)
 
 
 def test_another_question_about_the_same_numbers_is_clean():
@@ -281,7 +269,8 @@ def holds(prompt: str, problem: str, rule: str) -> bool:
     if rule == "same_quantities":
         own = normalise_problem(prompt).split()
         in_order = 2 * longest_common_subsequence(own, asked) / (len(own) + len(asked))
-        return quantities(own) == quantities(asked) and in_order >= 0.6
+        enough = 0.6 if len(quantities(asked)) > 1 else 0.7
+        return quantities(own) == quantities(asked) and in_order >= enough
     return any(shared(13)) if rule == "13_words" else sum(shared(8)) >= len(shared(8)) / 2
 
 

@@ -2,6 +2,7 @@
 
     python -m bench.score_validity --model tiny
     python -m bench.score_validity --model smollm2 --corpus path/to/gsm8k/train.jsonl
+    python -m bench.score_validity --model smollm2 --corpus path/to/train.jsonl --fail-rate 200
     python -m bench.score_validity --tables bench/results/score_validity-tiny.json
 
 Every reading is taken by every set of heads: those whose ablation costs most on reasoning probes
@@ -16,6 +17,9 @@ model fails the problem.
 Half of the problems are looked at, half confirm: what lies 2 standard deviations outside the random
 sets in the first half is a candidate, and is confirmed where it does so on the same side in the
 second half, Holm-adjusted over the candidates.
+
+The embedded model answers every problem. Of a model that takes hours to, `--fail-rate` says of so
+many problems how often it fails: where it nearly always does, there is nothing to correlate with.
 """
 
 import argparse
@@ -61,7 +65,7 @@ MAX_REPEATS = 200
 PARTS = ("look", "confirm")
 LOOK_Z = 2.0
 LEVEL = 0.05
-MAX_NEW_TOKENS = 96
+MAX_NEW_TOKENS = {"tiny": 96, "smollm2": 256}
 MAX_BATCH_TOKENS = ExecutionSettings().max_batch_tokens
 
 
@@ -71,6 +75,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS)
     parser.add_argument("--corpus", type=Path, help="JSONL in GSM8K's columns; the preset's if not")
     parser.add_argument("--problems", type=int, default=1200)
+    parser.add_argument("--fail-rate", type=int, help="only ask so many problems, and count")
     parser.add_argument("--tables", type=Path, help="a result, to show as Markdown and not to make")
     arguments = parser.parse_args()
     if arguments.tables:
@@ -80,7 +85,10 @@ def main() -> None:
         parser.error("name a model with --model")
     start_logging()
     started = time.perf_counter()
-    result = measure(arguments.model, arguments.corpus, arguments.problems)
+    if arguments.fail_rate:
+        result = measure_fail_rate(arguments.model, arguments.corpus, arguments.fail_rate)
+    else:
+        result = measure(arguments.model, arguments.corpus, arguments.problems)
     print_result(result, started=started)
 
 
@@ -138,6 +146,19 @@ def read_problems(name: str, corpus: Path | None, count: int) -> list[Sample]:
     return list(found.values())
 
 
+def measure_fail_rate(name: str, corpus: Path | None, num_problems: int) -> dict[str, Any]:
+    """Returns how many problems, of those that no probe is of, the model answers rightly."""
+    model = load_model(name)
+    samples = read_problems(name, corpus, num_problems + NUM_PROBES[name])[NUM_PROBES[name] :]
+    right = list(answer(model, samples, max_new_tokens=MAX_NEW_TOKENS[name]))
+    return {
+        "model": name,
+        "num_problems": len(right),
+        "num_right": sum(right),
+        "fail_rate": 1 - sum(right) / len(right),
+    }
+
+
 def is_readable(model: LanguageModel, problem: Sample) -> bool:
     """Returns whether every reading has something to look at: a number, and a sentence before."""
     text = model.tokenize(problem.sample_id, problem.messages)
@@ -156,13 +177,19 @@ def describe_problems(
         "loss": np.array([losses[text.sample_id].mean() for text in texts]),
     }
     if answers:
-        targets["fails"] = np.array([not right for right in answer(model, problems)], float)
+        answers = answer(model, problems, max_new_tokens=MAX_NEW_TOKENS["tiny"])
+        targets["fails"] = np.array([not right for right in answers], float)
         log.info("the model fails %.1f %%", 100 * targets["fails"].mean())
     return targets
 
 
-def answer(model: LanguageModel, problems: Sequence[Sample]) -> Iterator[bool]:
-    """Returns whether the model's greedy answer ends as the solution does."""
+def answer(
+    model: LanguageModel, problems: Sequence[Sample], *, max_new_tokens: int
+) -> Iterator[bool]:
+    """Returns whether the model's greedy answer ends as the solution does.
+
+    An answer without GSM8K's mark ends with its last number.
+    """
     for first in range(0, len(problems), 64):
         batch = problems[first : first + 64]
         ids = [model.tokenize(s.sample_id, s.messages).input_ids for s in batch]
@@ -171,17 +198,18 @@ def answer(model: LanguageModel, problems: Sequence[Sample]) -> Iterator[bool]:
         tokens = generate(
             input_ids=torch.tensor([[pad] * (longest - len(row)) + list(row) for row in ids]),
             attention_mask=torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in ids]),
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=pad,
         )
         for sample, row in zip(batch, tokens[:, longest:], strict=True):
             said = model.tokenizer.decode(row, skip_special_tokens=True)
+            log.info("answered %s", sample.sample_id)
             yield _final(said) == _final(sample.response)
 
 
 def _final(text: str) -> str | None:
-    found = re.findall(r"####\s*(-?[\d.,]+)", text)
+    found = re.findall(r"####\s*(-?[\d.,]+)", text) or re.findall(r"-?\d[\d.,]*", text)
     return found[-1].replace(",", "").rstrip(".") if found else None
 
 

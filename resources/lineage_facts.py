@@ -24,6 +24,16 @@ select checkpoint_id as artifact_id, mlflow_model_uri as model
 from checkpoints
 where list_contains($ids::varchar[], checkpoint_id)
 """
+_BASE_MODELS = """
+select
+    artifacts.artifact_id,
+    base_models.name || coalesce('@' || base_models.revision, '') as base_model
+from artifacts
+inner join base_models on artifacts.settings ->> '$.model_digest' = base_models.model_digest
+where
+    artifacts.stage in ('head_ranking', 'checkpoint')
+    and list_contains($ids::varchar[], artifacts.artifact_id)
+"""
 _PASS_AT_1 = """
 select
     evaluation_id as artifact_id,
@@ -41,13 +51,13 @@ group by all
 def read_facts(warehouse: Warehouse, artifacts: Sequence[Artifact]) -> dict[str, dict[str, Any]]:
     """Returns what is worth knowing of these artifacts, by id.
 
-    Of a ranking its reasoning heads, of a subset how many samples it has, of a checkpoint its
-    MLflow model, of an evaluation its own Pass@1 a task.
+    Of a ranking its base model and the reasoning heads, of a subset how many samples it has, of a
+    checkpoint its base model and its MLflow model, of an evaluation its own Pass@1 a task.
     """
     ids = [artifact.artifact_id for artifact in artifacts]
     facts: dict[str, dict[str, Any]] = defaultdict(dict)
     with warehouse.connect(read_only=True) as connection:
-        for sql in (_HEADS, _SAMPLES, _CHECKPOINTS, _PASS_AT_1):
+        for sql in (_BASE_MODELS, _HEADS, _SAMPLES, _CHECKPOINTS, _PASS_AT_1):
             relation = connection.sql(sql, params={"ids": ids})
             for row in relation.to_arrow_table().to_pylist():
                 artifact_id = row.pop("artifact_id")

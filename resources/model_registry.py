@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from circuitseer_assets.errors import ArtifactError
@@ -14,6 +15,7 @@ _LOGGED = re.compile(r"models:/(?P<model_id>m-[0-9a-f]{32})")
 _OF_RUN = re.compile(r"runs:/(?P<run_id>[0-9a-f]{32})(/.*)?")
 _VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
 _ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
+_NEWEST = re.compile(r"models:/(?P<name>[^/@]+)(/latest)?")
 
 MODEL_URI = re.compile(r"(models|runs):/.+")
 """What is taken for a model's URI, and not for an artifact's id."""
@@ -24,7 +26,8 @@ def find_artifact_id(tracking: Tracking, uri: str) -> str:
 
     Args:
         tracking: the store that knows the model.
-        uri: `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `models:/m-...` or `runs:/...`.
+        uri: `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `models:/NAME` for its newest version,
+            `models:/m-...` or `runs:/...`.
 
     Raises:
         ArtifactError: the URI is none of these, or its model was not made here.
@@ -36,14 +39,13 @@ def find_artifact_id(tracking: Tracking, uri: str) -> str:
             tags = client.get_run(found["run_id"]).data.tags
         elif found := _LOGGED.fullmatch(uri):
             tags = client.get_logged_model(found["model_id"]).tags
-        elif found := _VERSION.fullmatch(uri):
-            tags = client.get_model_version(found["name"], found["version"]).tags
-        elif found := _ALIAS.fullmatch(uri):
-            tags = client.get_model_version_by_alias(found["name"], found["alias"]).tags
+        elif version := _find_version(client, uri):
+            tags = version.tags
         else:
             raise ArtifactError(
-                f"a model's URI must be models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-... or "
-                f"runs:/RUN_ID/..., got {uri!r}; copy it from the model's page in MLflow"
+                f"a model's URI must be models:/NAME/VERSION, models:/NAME@ALIAS, models:/NAME, "
+                f"models:/m-... or runs:/RUN_ID/..., got {uri!r}; copy it from the model's page in "
+                f"MLflow"
             )
     artifact_id = tags.get("artifact_id")
     if not artifact_id:
@@ -52,6 +54,64 @@ def find_artifact_id(tracking: Tracking, uri: str) -> str:
             f"`circuitseer release`; name the checkpoint's id instead"
         )
     return str(artifact_id)
+
+
+def _find_version(client: "MlflowClient", uri: str) -> Any:
+    """Returns the version of a registered model that a URI names; None where it names none."""
+    if found := _VERSION.fullmatch(uri):
+        return client.get_model_version(found["name"], found["version"])
+    if found := _ALIAS.fullmatch(uri):
+        return client.get_model_version_by_alias(found["name"], found["alias"])
+    if found := _NEWEST.fullmatch(uri):
+        versions = client.search_model_versions(f"name = '{found['name']}'")
+        if not versions:
+            raise ArtifactError(
+                f"the registered model {found['name']} must have a version, and has none; "
+                f"`circuitseer release {found['name']}` makes one"
+            )
+        return max(versions, key=lambda one: int(one.version))
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What a version of a registered model holds.
+
+    Attributes:
+        uri: of the version.
+        source: the model it says it is, `models:/m-...`.
+        location: where its files are taken from.
+        logged_location: where those of that model lie.
+    """
+
+    uri: str
+    source: str
+    location: str
+    logged_location: str
+
+
+def find_release(tracking: Tracking, uri: str) -> Release | None:
+    """Returns what the version that a URI names holds; None where it names no version.
+
+    Raises:
+        ArtifactError: the registered model has no version.
+        TrackingError: the store cannot be reached, or has no such model.
+    """
+    with tracking.reaching(f"look up {uri}"):
+        client = tracking.client()
+        if _LOGGED.fullmatch(uri) or _OF_RUN.fullmatch(uri):
+            return None
+        version = _find_version(client, uri)
+        if version is None:
+            return None
+        logged = _LOGGED.fullmatch(version.source or "")
+        model = unless_gone(client.get_logged_model, logged["model_id"]) if logged else None
+        return Release(
+            uri=f"models:/{version.name}/{version.version}",
+            source=version.source or "",
+            location=client.get_model_version_download_uri(version.name, version.version),
+            logged_location=model.artifact_location if model else "",
+        )
 
 
 def artifact_id_of_version(client: "MlflowClient", version: Any) -> str | None:
@@ -102,6 +162,8 @@ def register_model(
         model = client.get_logged_model(logged["model_id"])
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
+        # The model's own page tells of its newest version; every version keeps its own lineage.
+        client.update_registered_model(name, description)
         versions = client.search_model_versions(f"name = '{name}'")
         version = next((v for v in versions if v.source == uri), None)
         if version is None:

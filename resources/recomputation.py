@@ -9,8 +9,11 @@ import pyarrow.parquet as pq
 from circuitseer_assets.errors import CircuitSeerError
 from circuitseer_assets.method.scorers import find_scorer
 from circuitseer_assets.method.verification import NotCheckedError, is_close
-from circuitseer_assets.records import Artifact, HeadImportance, SampleScore
+from circuitseer_assets.records import Artifact, HeadImportance, HeadRanking, SampleScore
+from circuitseer_assets.settings import BaseModelSettings
 from resources.language_model import LanguageModel, load_language_model
+from resources.recorded_model import ModelIdentities, find_base_model
+from resources.row_checks import ranking_contradictions
 from resources.sample_files import read_samples
 from resources.stored_checks import Store
 from resources.subset_chain import load_head_ranking
@@ -20,16 +23,16 @@ from resources.token_reader import heads_read
 _SCORE_TOLERANCE = {"float32": 1e-4}
 _DELTA_TOLERANCE_NATS = {"float32": 1e-4}
 _SHORT_TYPES_TOLERANCE = 1e-2
-_MODEL = ("model_digest", "tokenizer_id", "dtype")
 
 
 class Recomputation:
-    """The base model, loaded on first use, if it is the one that the artifacts were made with."""
+    """The base model that the artifacts were made with, loaded on first use."""
 
     def __init__(self, store: Store, seed: int) -> None:
         self.store = store
         self.seed = seed
-        self._model: LanguageModel | None = None
+        self._model: tuple[BaseModelSettings, LanguageModel] | None = None
+        self._identities = ModelIdentities()
 
     def rescore(self, num_samples: int) -> Iterator[str]:
         """Returns the samples, of so many drawn by lot, whose score comes out another."""
@@ -44,7 +47,7 @@ class Recomputation:
         scorer = find_scorer(settings.scoring)
         if scorer.compares_samples:
             raise NotCheckedError(f"a score by {settings.scoring.scorer} depends on the whole pool")
-        ranking = load_head_ranking(store.folder(store.parent(scores, "head_ranking")))
+        ranking = self._ranking_of(store.parent(scores, "head_ranking"))
         pool = store.parent(scores, "pool")
         corpus = store.folder(store.parent(pool, "corpus")) / "samples"
         table = pq.read_table(store.folder(scores) / "scores.parquet")
@@ -80,7 +83,7 @@ class Recomputation:
 
         store = self.store
         settings = store.home.changed(head_ranking=ranking.settings["head_ranking"]).settings()
-        stored = load_head_ranking(store.folder(ranking)).importance
+        stored = self._ranking_of(ranking).importance
         drawn = _draw_heads(stored, num_heads, self.seed)
         probes = store.folder(store.parent(ranking, "probe_set")) / "ranking"
         model = self._model_of(ranking)
@@ -108,21 +111,31 @@ class Recomputation:
                     f"by other code; restore it from a backup, or make it anew"
                 )
 
+    def _ranking_of(self, artifact: Artifact) -> HeadRanking:
+        """Returns a stored ranking, whose files agree on which heads it is of.
+
+        Raises:
+            NotCheckedError: they do not, and what follows from it would be blamed on the rest.
+        """
+        folder = self.store.folder(artifact)
+        if any(ranking_contradictions(folder)):
+            raise NotCheckedError(f"the files of {artifact.artifact_id} contradict each other")
+        return load_head_ranking(folder)
+
     def _model_of(self, artifact: Artifact) -> LanguageModel:
+        """Returns the model that an artifact was made with.
+
+        Raises:
+            NotCheckedError: it is not there, or cannot be loaded.
+        """
         home = self.store.home
-        try:
-            identity = home.model_identity()
-            if any(identity[name] != artifact.settings[name] for name in _MODEL):
-                raise NotCheckedError(
-                    f"the base model is not the one that {artifact.artifact_id} was made with"
-                )
-            if self._model is None:
-                self._model = load_language_model(home.settings().base_model, cache=home.models)
-        except NotCheckedError:
-            raise
-        except CircuitSeerError as error:
-            raise NotCheckedError(str(error)) from error
-        return self._model
+        settings = find_base_model(home, artifact, self._identities)
+        if self._model is None or self._model[0] != settings:
+            try:
+                self._model = settings, load_language_model(settings, cache=home.models)
+            except CircuitSeerError as error:
+                raise NotCheckedError(str(error)) from error
+        return self._model[1]
 
 
 def _draw(names: list[str], count: int, seed: int) -> set[str]:

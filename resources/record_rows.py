@@ -1,7 +1,10 @@
 """Records as the warehouse's rows, where a table's columns are not the record's own fields."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import PurePath
+from typing import Any
 
 import pyarrow as pa
 
@@ -39,6 +42,20 @@ def artifact_cost_rows(artifact_id: str, duration_s: float, use: ModelUse | None
             "duration_s": [duration_s],
             "num_forwards": pa.array([use.num_forwards if use else None], pa.float64()),
             "num_tokens": pa.array([use.num_tokens if use else None], pa.int64()),
+        }
+    )
+
+
+def artifact_evidence_rows(
+    artifact_id: str, manifest_sha256: str, base_model: Mapping[str, Any] | None
+) -> pa.Table:
+    """Returns the row of `artifact_evidence`; `base_model` is None where no model was read."""
+    named = None if base_model is None else json.dumps(base_model, sort_keys=True)
+    return pa.table(
+        {
+            "artifact_id": [artifact_id],
+            "manifest_sha256": [manifest_sha256],
+            "base_model": pa.array([named], pa.string()),
         }
     )
 

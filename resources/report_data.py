@@ -29,6 +29,7 @@ from circuitseer_assets.settings import Benchmark
 from resources.benchmarks import load_problems
 from resources.corpora import columns_of
 from resources.home import Home
+from resources.recorded_model import recorded_settings
 from resources.sample_explanation import explain_samples
 from resources.sample_files import read_samples
 from resources.subset_chain import SubsetChain
@@ -93,12 +94,13 @@ def read_report(home: Home, lineage: Lineage, audit_id: str) -> Report:
 def settings_as_yaml(chain: SubsetChain, checkpoint: Artifact, evaluation: Artifact) -> str:
     """Returns a settings file that gives the same run again, from what the artifacts recorded.
 
-    The base model alone is taken from the settings in use: its artifacts know it by its digests.
+    The base model is the one that the ranking was made with, where that is recorded.
     """
     in_use = chain.home.settings()
+    base_model = recorded_settings(chain.home, chain.ranking) or in_use.base_model
     values = {
         "preset": in_use.preset,
-        "base_model": in_use.slice("base_model"),
+        "base_model": base_model.model_dump(mode="json"),
         "corpus": chain.corpus.settings["corpus"],
         "decontamination": chain.pool.settings["decontamination"],
         "probe_set": chain.pool.settings["probe_set"],

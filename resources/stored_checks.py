@@ -4,13 +4,10 @@ Each check returns its findings; nothing here runs a model.
 """
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from circuitseer_assets.errors import ArtifactError, CorpusError, ModelError
@@ -19,15 +16,13 @@ from circuitseer_assets.method.verification import NotCheckedError, different_se
 from circuitseer_assets.method.weights import strata_from_table, weigh_samples
 from circuitseer_assets.records import Artifact, Sample, artifact_id_of
 from circuitseer_assets.settings import SLICES, Benchmark, HubCorpus, SelectionSettings
-from resources.artifacts import data_version_of, digest_files
+from resources.artifacts import MANIFEST, data_version_of, digest_file, digest_files
 from resources.corpora import columns_of, read_rows
 from resources.draw import draw_subset
 from resources.home import Home
-from resources.language_model import resolve_dtype
-from resources.model_files import identify_model
-from resources.pool_scores import read_pool_scores
+from resources.recorded_model import IDENTITY, ModelIdentities, name_of, recorded_settings
 from resources.sample_files import read_samples
-from resources.table_differences import RowDifference, find_differences
+from resources.table_differences import find_differences
 
 # Parents that follow from the others: they are recorded, and no part of the identity.
 _FOLLOWS = {"pool": "probe_set", "subset": "length_strata", "evaluation": "evaluation"}
@@ -46,7 +41,11 @@ _CONTENT = {
     "study_cell": ("study_cell.json", "held_out_losses.parquet"),
     "study_results": ("study_comparisons.parquet",),
 }
-_RESTORE = "restore it from a backup, or make it anew"
+RESTORE = "restore it from a backup, or make it anew"
+"""What is done about an artifact that is not what it was."""
+
+
+_MANIFESTS = "select manifest_sha256 from artifact_evidence where artifact_id = $id"
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,22 @@ class Store:
 
 
 def check_files(store: Store) -> Iterator[str]:
-    """Returns every file that is missing, changed or new."""
+    """Returns every file that is missing, changed or new, and every manifest that is another."""
     for artifact in store.artifacts:
         try:
             yield from store.home.artifacts.find_problems(artifact.stage, artifact.artifact_id)
         except ArtifactError as error:
             yield str(error)
+            continue
+        manifest = store.home.artifacts.folder(artifact.stage, artifact.artifact_id) / MANIFEST
+        recorded = store.home.warehouse.query(_MANIFESTS, {"id": artifact.artifact_id}).to_pylist()
+        now = digest_file(manifest)
+        if recorded and now != recorded[0]["manifest_sha256"]:
+            yield (
+                f"{manifest} must have the SHA-256 {recorded[0]['manifest_sha256']} that the "
+                f"warehouse has for {artifact.artifact_id}, got {now}: it was replaced, and files "
+                f"with it; {RESTORE}"
+            )
 
 
 def check_ids(store: Store) -> Iterator[str]:
@@ -100,7 +109,7 @@ def check_ids(store: Store) -> Iterator[str]:
         if wanted != artifact.artifact_id:
             yield (
                 f"the settings, parents and code version that the table artifacts records of "
-                f"{artifact.artifact_id} are those of {wanted}: its row was changed; {_RESTORE}"
+                f"{artifact.artifact_id} are those of {wanted}: its row was changed; {RESTORE}"
             )
 
 
@@ -124,93 +133,8 @@ def check_content(store: Store) -> Iterator[str]:
             yield (
                 f"the content of {artifact.artifact_id} must be {artifact.data_version}, got "
                 f"{version}: {', '.join(_CONTENT[artifact.stage])} in {folder}, or its row in the "
-                f"table artifacts, was changed; {_RESTORE}"
+                f"table artifacts, was changed; {RESTORE}"
             )
-
-
-# rows of the warehouse ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A table of the warehouse, and the file with the same rows."""
-
-    name: str
-    owner: str
-    key: tuple[str, ...]
-    read_file: Callable[[Path], pa.Table]
-
-
-def _parquet(name: str) -> Callable[[Path], pa.Table]:
-    return lambda folder: pq.read_table(folder / name)
-
-
-def _corpus_rows(folder: Path) -> pa.Table:
-    return pq.read_table(folder / "samples", columns=["sample_id"])
-
-
-def _probe_rows(folder: Path) -> pa.Table:
-    stored = json.loads((folder / "probe_set.json").read_text())
-    kinds = ("ranking", "confirmation", "control")
-    rows = [{"sample_id": one, "kind": kind} for kind in kinds for one in stored[kind]]
-    return pa.Table.from_pylist(rows)
-
-
-_TABLES = {
-    "corpus": _Table("corpus_members", "corpus_id", ("sample_id",), _corpus_rows),
-    "probe_set": _Table("probe_members", "probe_set_id", ("sample_id",), _probe_rows),
-    "pool": _Table("pool_members", "pool_id", ("sample_id",), _parquet("pool.parquet")),
-    "head_ranking": _Table(
-        "head_importance",
-        "head_ranking_id",
-        ("layer", "head"),
-        _parquet("head_importance.parquet"),
-    ),
-    "subset": _Table(
-        "subset_members", "subset_id", ("sample_id",), _parquet("subset_members.parquet")
-    ),
-    "evaluation": _Table(
-        "evaluation_outcomes",
-        "evaluation_id",
-        ("task", "doc_id", "repeat"),
-        _parquet("evaluation_outcomes.parquet"),
-    ),
-}
-
-
-def check_rows(store: Store) -> Iterator[str]:
-    """Returns every value in which the warehouse and an artifact's files differ."""
-    for artifact in store.artifacts:
-        if artifact.stage == "sample_scores":
-            yield from _check_scores(store, artifact)
-        elif artifact.stage in _TABLES:
-            table = _TABLES[artifact.stage]
-            sql = f"select * from {table.name} where {table.owner} = $id"
-            rows = store.home.warehouse.query(sql, {"id": artifact.artifact_id})
-            filed = table.read_file(store.folder(artifact))
-            for difference in find_differences(rows, filed, table.key):
-                yield _say(difference, table.name, table.key, artifact)
-
-
-def _check_scores(store: Store, scores: Artifact) -> Iterator[str]:
-    pool = store.folder(store.parent(scores, "pool")) / "pool.parquet"
-    scorer_id, tokenizer_id = scores.settings["scorer_id"], scores.settings["tokenizer_id"]
-    rows = read_pool_scores(store.home.warehouse, scorer_id, tokenizer_id, pool)
-    filed = pq.read_table(store.folder(scores) / "scores.parquet")
-    for difference in find_differences(rows, filed, ["sample_id"]):
-        yield _say(difference, "sample_scores", ("sample_id",), scores)
-
-
-def _say(difference: RowDifference, table: str, key: Sequence[str], artifact: Artifact) -> str:
-    where = ", ".join(f"{k} {v}" for k, v in zip(key, difference.key, strict=True))
-    of = artifact.artifact_id
-    if difference.column is None:
-        has, lacks = ("warehouse", "files") if difference.first else ("files", "warehouse")
-        return f"{table}: {where} of {of} is in the {has} and not in the {lacks}; {_RESTORE}"
-    return (
-        f"{table}.{difference.column} of {where} is {difference.first} in the warehouse and "
-        f"{difference.second} in the files of {of}: one of them was edited; {_RESTORE}"
-    )
 
 
 # what lies outside of the store -------------------------------------------------------------------
@@ -233,37 +157,64 @@ def check_settings(store: Store) -> Iterator[str]:
                         f"{artifact.artifact_id} was made with {json.dumps(was)}; set it back, or "
                         f"run `make run` and verify what that makes"
                     )
+    yield from _other_base_model(store)
+
+
+def _other_base_model(store: Store) -> Iterator[str]:
+    """Returns the setting `base_model` where it names another model than the one recorded.
+
+    The same model in another place makes no difference.
+    """
+    identities, in_use = ModelIdentities(), store.home.settings().base_model
+    for artifact in _made_with_a_model(store):
+        recorded = recorded_settings(store.home, artifact)
+        if recorded is None or recorded == in_use:
+            continue
+        try:
+            differing = list(identities.differing(in_use, artifact))
+        except ModelError as error:
+            differing = [str(error)]
+        if differing:
+            yield (
+                f"base_model names {name_of(in_use)} in the settings in use, and "
+                f"{artifact.artifact_id} was made with {name_of(recorded)}; set it back, or run "
+                f"`make run` and verify what that makes"
+            )
+            return
 
 
 def check_model(store: Store) -> Iterator[str]:
-    """Returns where the base model's files are not those that the artifacts were made with."""
-    settings = store.home.settings().base_model
-    with tempfile.TemporaryDirectory() as no_memory:  # every file is read, whatever its time says
+    """Returns where the base model's files are not those that the artifacts were made with.
+
+    They are looked for where they were then; where that is not recorded, or nothing is there any
+    more, where the settings in use say.
+    """
+    identities, in_use = ModelIdentities(), store.home.settings().base_model
+    seen = set()
+    for artifact in _made_with_a_model(store):
+        settings = recorded_settings(store.home, artifact) or in_use
         try:
-            identity = identify_model(settings, cache=Path(no_memory))
+            try:
+                differing = list(identities.differing(settings, artifact))
+            except ModelError:
+                settings = in_use
+                differing = list(identities.differing(settings, artifact))
         except ModelError as error:
             yield str(error)
             return
-    now = {**asdict(identity), "dtype": resolve_dtype(settings)}
-    words = {
-        "model_digest": "weights or configuration",
-        "tokenizer_id": "tokenizer or prompt template",
-        "dtype": "data type",
-    }
-    for name, what in words.items():
-        for artifact in store.artifacts:
-            was = artifact.settings.get(name)
-            if was is not None and was != now[name]:
+        for name in differing:
+            if name not in seen:
+                seen.add(name)
                 yield (
-                    f"the {what} of base_model ({_name_of(settings.model_dump())}) must be that of "
-                    f"{artifact.artifact_id}, {was}, got {now[name]}: its files, or base_model, "
-                    f"were changed; put them back"
+                    f"the {IDENTITY[name]} of base_model ({name_of(settings)}) must be that of "
+                    f"{artifact.artifact_id}, {artifact.settings[name]}, got "
+                    f"{identities.of(settings)[name]}: its files, or base_model, were changed; put "
+                    f"them back"
                 )
-                break
 
 
-def _name_of(base_model: Mapping[str, Any]) -> str:
-    return str(next(base_model[k] for k in ("path", "repo_id", "file") if base_model.get(k)))
+def _made_with_a_model(store: Store) -> list[Artifact]:
+    return [artifact for artifact in store.artifacts if "model_digest" in artifact.settings]
 
 
 def check_corpus(store: Store) -> Iterator[str]:
@@ -333,7 +284,7 @@ def check_weights(store: Store) -> Iterator[str]:
             if recorded.get(name) != now.get(name):
                 yield (
                     f"{model / name} must have the SHA-256 {recorded.get(name)} that "
-                    f"{checkpoint.artifact_id} was logged with, got {now.get(name)}; {_RESTORE}"
+                    f"{checkpoint.artifact_id} was logged with, got {now.get(name)}; {RESTORE}"
                 )
 
 
@@ -352,5 +303,5 @@ def check_draw(store: Store) -> Iterator[str]:
             what = found.column or "member"
             yield (
                 f"{what} of {found.key[0]} is {found.first} when {subset.artifact_id} is drawn "
-                f"again from its scores, and {found.second} as stored; {_RESTORE}"
+                f"again from its scores, and {found.second} as stored; {RESTORE}"
             )

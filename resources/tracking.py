@@ -84,6 +84,14 @@ class Tracking:
             experiment_id = self.client().get_run(run_id).info.experiment_id
         return self._page(experiment_id, run_id)
 
+    def file_url(self, run_id: str, path: str) -> str:
+        """Returns the address of the page that shows a file among a run's artifacts.
+
+        Raises:
+            TrackingError: there is no such run, or the store cannot be reached.
+        """
+        return f"{self.run_url(run_id)}/artifacts/{path}"
+
     def log_file(self, run_id: str, path: Path, folder: str) -> None:
         """Copies a file to a run's artifacts, into `folder` there; the run may have ended.
 

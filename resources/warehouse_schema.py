@@ -16,6 +16,7 @@ _FILE_NAME = re.compile(r"(?P<version>\d{4})_[a-z0-9_]+\.sql")
 # Tables whose rows belong to one artifact, with the column that holds its id.
 OWNED_TABLES = {
     "artifact_costs": "artifact_id",
+    "artifact_evidence": "artifact_id",
     "corpus_members": "corpus_id",
     "quarantined_samples": "corpus_id",
     "probe_members": "probe_set_id",

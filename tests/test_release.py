@@ -1,6 +1,8 @@
 """From a registered model's URI alone back to the heads, with a real MLflow store and warehouse."""
 
+import contextlib
 import json
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +11,12 @@ import pytest
 
 from circuitseer_assets.errors import ArtifactError, SettingsError, TrackingError
 from circuitseer_assets.method.audit import format_lineage
+from circuitseer_assets.method.verification import Check
 from circuitseer_assets.records import Artifact
 from circuitseer_assets.settings import PROJECT_ROOT
 from jobs.lineage import read_lineage
 from jobs.release import release_checkpoint
+from jobs.verify import CHECKS, verify
 from resources.home import Home
 from tests.conftest import small_settings, write_settings
 from tests.test_cli import circuitseer
@@ -91,7 +95,8 @@ def test_every_uri_of_the_model_leads_to_the_checkpoint(home: Home) -> None:
     client = home.tracking().client()
     client.set_registered_model_alias("solver", "best", "1")
     logged = read_lineage(home, "checkpoint-1").facts["checkpoint-1"]["model"]
-    for uri in ("models:/solver/1", "models:/solver@best", logged):
+    newest = ("models:/solver", "models:/solver/latest")
+    for uri in ("models:/solver/1", "models:/solver@best", logged, *newest):
         assert read_lineage(home, uri).artifact_id == "checkpoint-1"
 
 
@@ -101,11 +106,33 @@ def test_a_release_is_a_version_that_tells_its_lineage_and_is_made_once(home: Ho
     version = home.tracking().client().get_model_version("teller", "1")
     lineage = read_lineage(home, "checkpoint-1")
     assert format_lineage(lineage) in version.description
+    assert (
+        version.description == home.tracking().client().get_registered_model("teller").description
+    )
     assert version.tags == {
         "artifact_id": "checkpoint-1",
         "subset_id": "subset-1",
         "dagster_run_id": "run-of-checkpoint",
     }
+
+
+def test_a_version_that_is_pointed_elsewhere_does_not_verify(home: Home) -> None:
+    uri = release_checkpoint(home, "checkpoint-1", "moved")
+    everything_else = [check for check in CHECKS if check != "release"]
+
+    def release_check() -> Check:
+        return verify(home, uri, skip=everything_else).checks[0]
+
+    assert release_check().outcome == "ok"
+    logged = read_lineage(home, "checkpoint-1").facts["checkpoint-1"]["model"]
+    elsewhere = (home.folder / "elsewhere").as_uri()
+    for column, value in (("storage_location", elsewhere), ("source", "models:/m-" + "0" * 32)):
+        with contextlib.closing(sqlite3.connect(home.folder / "mlflow.db")) as store, store:
+            store.execute(f"update model_versions set {column} = ? where name = 'moved'", [value])
+        check = release_check()
+        assert check.outcome == "differs"
+        assert "the version was pointed elsewhere" in check.findings[0]
+    assert f"must be the model {logged} of checkpoint-1" in check.findings[0]
 
 
 def test_what_lies_downstream_is_told_as_well(home: Home) -> None:

@@ -38,8 +38,19 @@ def audit(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult
         done,
         lineage_command=dg.MetadataValue.text(f"circuitseer lineage {done.artifact.parents[0]}"),
         report=dg.MetadataValue.path(str(page)),
-        report_link=dg.MetadataValue.url(page.resolve().as_uri()),
+        report_link=dg.MetadataValue.url(_page_in_mlflow(run.home, done.artifact)),
     )
+
+
+def _page_in_mlflow(home: Home, audit: Artifact) -> str:
+    """Returns the page's address in MLflow: no browser follows a link from a page to a file."""
+    if audit.mlflow_run_id is None:
+        raise ArtifactError(
+            f"{audit.artifact_id} must name the MLflow run that its page is logged with, got none; "
+            f"restore the warehouse from a backup"
+        )
+    path = f"audit/{audit.artifact_id}/{REPORT_FILE}"
+    return home.tracking().file_url(audit.mlflow_run_id, path)
 
 
 def make_audit(run: StageRun) -> Materialised:

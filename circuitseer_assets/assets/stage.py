@@ -20,10 +20,11 @@ from circuitseer_assets.assets.tables import table_of
 from circuitseer_assets.errors import ArtifactError, StaleSettingsError
 from circuitseer_assets.records import Artifact, ModelUse, artifact_id_of
 from circuitseer_assets.settings import Settings
+from resources.artifacts import MANIFEST, digest_file
 from resources.artifacts import data_version_of as version_of_files
 from resources.home import Home
 from resources.processes import one_at_a_time
-from resources.record_rows import artifact_cost_rows
+from resources.record_rows import artifact_cost_rows, artifact_evidence_rows
 from resources.tracking import TrackedRun
 from resources.tracking_recovery import PROCESS_TAG, end_abandoned, process_tag
 
@@ -232,7 +233,8 @@ class StageRun:
             made = make(folder)
             summary = {**made.summary, "duration_s": round(time.monotonic() - started, 2)}
             (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=1))
-        version = data_version_of(self.home.artifacts.folder(stage, artifact_id), made.data)
+        folder = self.home.artifacts.folder(stage, artifact_id)
+        version = data_version_of(folder, made.data)
         artifact = Artifact(
             artifact_id=artifact_id,
             stage=stage,
@@ -243,8 +245,17 @@ class StageRun:
             dagster_run_id=self.dagster_run_id,
             mlflow_run_id=made.mlflow_run_id,
         )
-        costs = artifact_cost_rows(artifact_id, summary["duration_s"], made.model_use)
-        self.home.warehouse.record(artifact, {**made.rows, "artifact_costs": costs})
+        base_model = self.settings.slice("base_model") if "model_digest" in identity else None
+        rows = {
+            **made.rows,
+            "artifact_costs": artifact_cost_rows(
+                artifact_id, summary["duration_s"], made.model_use
+            ),
+            "artifact_evidence": artifact_evidence_rows(
+                artifact_id, digest_file(folder / MANIFEST), base_model
+            ),
+        }
+        self.home.warehouse.record(artifact, rows)
         shutil.rmtree(self.work_folder(artifact_id), ignore_errors=True)
         log.info("%s: made %s in %.1f s", stage, artifact_id, time.monotonic() - started)
         return Materialised(artifact, self.folder(artifact), reused=False)

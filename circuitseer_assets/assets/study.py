@@ -42,7 +42,7 @@ from resources.pool_scores import measure_pool
 
 GROUP = "study"
 METHOD, SEED = "method", "seed"
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 REPORT_FILE = "study.md"
 FIGURE_FILE = "study.png"
 COMPARISONS_FILE = "study_comparisons.parquet"

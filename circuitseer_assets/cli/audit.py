@@ -93,24 +93,25 @@ def explain(
 
 
 @app.command(
-    epilog=examples("circuitseer report", "circuitseer report evaluation-0123456789abcdef")
+    epilog=examples(
+        "circuitseer report",
+        "circuitseer report evaluation-0123456789abcdef",
+        "circuitseer report models:/solver/1",
+    )
 )
 def report(
-    artifact: Annotated[
-        str,
-        typer.Argument(help="An audit's id, that of what it was made from, or `latest`."),
-    ] = "latest",
+    artifact: AnyArtifact = "latest",
     as_json: AsJson = False,
     preset: Preset = None,
 ) -> None:
     """Print where the audit's page lies: one HTML file that tells the whole run."""
+    from jobs.lineage import resolve_artifact
     from resources.home import Home
     from resources.report_files import find_report
 
     home = Home.prepared(home_of(preset))
-    audit_id, path = find_report(
-        home, latest_id(home, "audit") if artifact == "latest" else artifact
-    )
+    artifact_id = latest_id(home, "audit") if artifact == "latest" else artifact
+    audit_id, path = find_report(home, resolve_artifact(home, artifact_id))
     if as_json:
         print_json({"audit_id": audit_id, "path": str(path)})
     else:
@@ -128,7 +129,9 @@ def verify(
     artifact: AnyArtifact = "latest",
     samples: Annotated[int, typer.Option(help="How many samples are scored again.")] = 16,
     heads: Annotated[int, typer.Option(help="How many chosen heads are ablated again.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the lots that these are drawn by.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the lots that these are drawn by; by chance if left out.")
+    ] = None,
     skip: Annotated[
         list[str] | None, typer.Option(help="A check that is not made; may be repeated.")
     ] = None,

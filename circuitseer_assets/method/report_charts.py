@@ -85,7 +85,7 @@ def draw_scatter(
 ) -> Markup:
     """Returns score against length, one dot a sample; those drawn are filled squares on top.
 
-    Of a large pool evenly spaced samples are shown, so the caller's order is part of the picture.
+    Of a large pool, or a large subset, evenly spaced samples are shown, and `thinning_of` says so.
 
     Raises:
         CircuitSeerError: there is no sample.
@@ -95,20 +95,37 @@ def draw_scatter(
     x = _Scale(*_padded(lengths, False), _LEFT, WIDTH - _RIGHT)
     y = _Scale(*_padded(scores, is_log), HEIGHT - _BOTTOM, _TOP, is_log)
     points = list(zip(lengths, scores, is_drawn, strict=True))
-    stride = max(1, math.ceil(len(points) / MAX_POINTS))
-    shown = sorted(points[::stride], key=lambda point: point[2])
+    shown = [
+        point
+        for drawn in (False, True)
+        for point in [p for p in points if p[2] == drawn][:: _stride(is_drawn, drawn)]
+    ]
     dots = [
         f'<rect class="subset-dot" x="{x(a) - 2:.1f}" y="{y(b) - 2:.1f}" width="4" height="4"/>'
         if drawn
         else f'<circle class="pool-dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2"/>'
         for a, b, drawn in shown
     ]
-    every = "" if stride == 1 else f" One sample in {stride} is shown."
     return _svg(
         "Score against the prompt's length",
-        said + every,
+        said,
         [*_axes(x, y, "tokens of the prompt", "score"), *dots],
     )
+
+
+def thinning_of(is_drawn: Sequence[bool]) -> str:
+    """Returns a sentence on which samples of a scatter are left out; empty where none is."""
+    names = {False: "others", True: "drawn samples"}
+    parts = [
+        f"one in {stride} of the {names[drawn]}"
+        for drawn in (False, True)
+        if (stride := _stride(is_drawn, drawn)) > 1
+    ]
+    return f"Shown: {' and '.join(parts)}." if parts else ""
+
+
+def _stride(is_drawn: Sequence[bool], drawn: bool) -> int:
+    return max(1, math.ceil(list(is_drawn).count(drawn) / MAX_POINTS))
 
 
 def draw_intervals(rows: Sequence[Interval], name: str, said: str, *, percent: bool) -> Markup:

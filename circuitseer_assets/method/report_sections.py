@@ -26,6 +26,7 @@ from circuitseer_assets.method.report_charts import (
     draw_histogram,
     draw_intervals,
     draw_scatter,
+    thinning_of,
 )
 from circuitseer_assets.method.tables import format_number, format_signed, is_confirmed
 from circuitseer_assets.records import HeadImportance
@@ -245,6 +246,7 @@ def _scores(report: Report) -> View:
         if correlation is None
         else f"Rank correlation of score and prompt length: {format_signed(correlation)}."
     )
+    said = " ".join(filter(None, (said, thinning_of(by.is_drawn))))
     return {
         "histogram": draw_histogram(by.scores, drawn, "score"),
         "scatter": draw_scatter(by.num_prompt_tokens, by.scores, by.is_drawn, said),
@@ -354,7 +356,7 @@ def _box_facts(report: Report) -> Mapping[str, str]:
         known = report.lineage.facts.get(artifact.artifact_id, {})
         if "heads" in known:
             facts[artifact.artifact_id] = (
-                f"{len(known['heads'])} heads: {', '.join(known['heads'])}"
+                f"{len(known['heads'])} heads: {', '.join(known['heads'])} of {report.base_model}"
             )
         elif "pass_at_1" in known:
             shares = ", ".join(f"{100 * share:.1f} %" for share in known["pass_at_1"].values())

@@ -192,13 +192,14 @@ def _finding(analysis: StudyAnalysis) -> str:
         return "Pass@1 by method"
     if all(row.comparison.is_blind for row in rows):
         return "No conclusion: the runs' answers show no variance"
-    if rows[0].verdict == "insensitive" and analysis.find(*SENSITIVITY_PAIR):
+    control = analysis.find(*SENSITIVITY_PAIR)
+    if control is not None and not control.comparison.is_seen:
         return "No conclusion: the oracle is not told from a random subset"
     words = {"better": "better than", "worse": "worse than"}
     said = [
-        f"{words[row.verdict]} {row.comparison.against}"
-        if row.verdict in words
-        else f"not told from {row.comparison.against}"
+        f"not compared, for lack of variance, with {row.comparison.against}"
+        if row.comparison.is_blind
+        else f"{words.get(row.verdict, 'not told from')} {row.comparison.against}"
         for row in rows
     ]
     return f"circuitseer is {' and '.join(said)}"

@@ -14,6 +14,7 @@ from circuitseer_assets.method.report_charts import (
     draw_histogram,
     draw_intervals,
     draw_scatter,
+    thinning_of,
 )
 from tests.reports import HOSTILE, make_lineage
 
@@ -71,10 +72,16 @@ def test_every_sample_of_a_small_pool_is_a_dot_and_a_large_one_is_thinned() -> N
     small = draw(100)
     assert len(of_class(small, "pool-dot")) == 75
     assert len(of_class(small, "subset-dot")) == 25
-    large = draw(10 * MAX_POINTS)
-    dots = len(of_class(large, "pool-dot")) + len(of_class(large, "subset-dot"))
-    assert MAX_POINTS / 2 <= dots <= MAX_POINTS
-    assert "One sample in 10 is shown." in (large.findtext("desc") or "")
+    large = draw(4 * MAX_POINTS)
+    assert len(of_class(large, "pool-dot")) == MAX_POINTS
+    assert len(of_class(large, "subset-dot")) == MAX_POINTS  # all of them: what was drawn matters
+
+
+def test_a_thinned_scatter_is_said_to_be() -> None:
+    assert thinning_of([True] * 10 + [False] * MAX_POINTS) == ""
+    assert thinning_of([True] * 10 + [False] * (3 * MAX_POINTS)) == "Shown: one in 3 of the others."
+    both = [True] * (2 * MAX_POINTS) + [False] * (5 * MAX_POINTS)
+    assert thinning_of(both) == "Shown: one in 5 of the others and one in 2 of the drawn samples."
 
 
 def test_an_interval_reaches_as_far_as_it_is_and_names_are_escaped() -> None:

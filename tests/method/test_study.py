@@ -188,6 +188,23 @@ def test_without_variance_nothing_is_certain() -> None:
         assert decide(row, None) == "insensitive"
 
 
+def test_seeds_that_differ_alike_make_no_verdict_fragile() -> None:
+    ours, theirs = np.zeros((2, 4, 40))
+    ours[:, :10] = 1.0  # every seed has ten more right: no variance between seeds
+    [row] = compare_methods({"a": ours, "b": theirs}, [("a", "b")])
+    assert row.paired_low == row.paired_high
+    assert row.is_significant
+    assert not row.is_fragile
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_outcome_that_is_no_number_is_refused(value: float) -> None:
+    outcomes = simulate(np.random.default_rng(7))
+    outcomes["oracle"][2, 5] = value
+    with pytest.raises(EvaluationError, match=r"got (nan|inf) for oracle, seed 2, problem 5"):
+        compare(outcomes)
+
+
 def test_an_oracle_without_variance_says_nothing_of_the_study() -> None:
     [blind] = compare_methods(one_more_right(2, 32), [("a", "b")])
     assert decide(comparison(0.01, 0.05, 0.004), blind) == "insensitive"

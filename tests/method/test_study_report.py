@@ -9,6 +9,7 @@ from circuitseer_assets.errors import EvaluationError
 from circuitseer_assets.method.study_report import (
     StudyCell,
     StudyData,
+    _finding,
     analyse_study,
     draw_study,
     format_study,
@@ -100,6 +101,16 @@ def test_nothing_follows_where_the_oracle_is_not_told_from_random() -> None:
     analysis = analyse_study(insensitive)
     assert {row.verdict for row in analysis.rows if row.endpoint == "pass_at_1"} == {"insensitive"}
     assert "nothing follows from it" in format_study(insensitive, analysis)
+
+
+def test_the_figure_says_which_pair_has_no_variance_and_what_is_found_of_the_other() -> None:
+    data = make_data(SHARES)
+    blind = replace(data, correct={**data.correct, "circuitseer": data.correct["random"]})
+    assert _finding(analyse_study(blind)).startswith(
+        "circuitseer is not compared, for lack of variance, with random and "
+    )
+    insensitive = analyse_study(make_data({**SHARES, "oracle": 0.50}))
+    assert _finding(insensitive) == "No conclusion: the oracle is not told from a random subset"
 
 
 def test_nothing_follows_where_every_answer_is_wrong() -> None:

@@ -31,7 +31,10 @@ select
     nearest.distance,
     ancestors.settings as ancestor_settings,
     ancestors.data_version as ancestor_data_version,
-    ancestors.dagster_run_id as ancestor_dagster_run_id
+    ancestors.code_version as ancestor_code_version,
+    ancestors.dagster_run_id as ancestor_dagster_run_id,
+    ancestors.mlflow_run_id as ancestor_mlflow_run_id,
+    ancestors.created_at as ancestor_created_at
 from nearest
 inner join {{ ref('stg_artifacts') }} as artifacts
     on nearest.artifact_id = artifacts.artifact_id

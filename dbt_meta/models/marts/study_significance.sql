@@ -19,7 +19,7 @@ select
     compared.paired_p_value,
     compared.pooled_p_value,
     compared.p_holm,
-    compared.smallest_effect,
+    case when compared.stderr > 0 then compared.smallest_effect end as smallest_effect,
     compared.verdict,
     artifacts.dagster_run_id,
     artifacts.created_at

@@ -64,6 +64,20 @@ pools as (
         count(*) as num_pool
     from {{ ref('stg_pool_members') }}
     group by pool_id
+),
+
+-- A subset is made without an MLflow run; those that train on it have one.
+trainings as (
+    select
+        lineage.ancestor_id as subset_id,
+        string_agg(
+            checkpoints.mlflow_run_id, ', ' order by checkpoints.created_at, checkpoints.artifact_id
+        ) as training_mlflow_run_ids
+    from {{ ref('artifact_lineage') }} as lineage
+    inner join {{ ref('stg_artifacts') }} as checkpoints
+        on lineage.artifact_id = checkpoints.artifact_id
+    where lineage.stage = 'checkpoint' and lineage.ancestor_stage = 'subset'
+    group by lineage.ancestor_id
 )
 
 select
@@ -108,6 +122,7 @@ select
     subsets.data_version,
     subsets.code_version,
     subsets.dagster_run_id,
+    trainings.training_mlflow_run_ids,
     subsets.created_at
 from subsets
 inner join ancestors on subsets.artifact_id = ancestors.subset_id
@@ -115,6 +130,7 @@ left join members on subsets.artifact_id = members.subset_id
 left join tokens on subsets.artifact_id = tokens.subset_id
 left join pools on ancestors.pool_id = pools.pool_id
 left join heads on ancestors.head_ranking_id = heads.head_ranking_id
+left join trainings on subsets.artifact_id = trainings.subset_id
 left join {{ ref('stg_artifacts') }} as scores
     on ancestors.sample_scores_id = scores.artifact_id
 left join {{ ref('stg_base_models') }} as base_models

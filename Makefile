@@ -17,7 +17,7 @@ OVERRIDES := $(if $(PRESET),--preset "$(PRESET)") $(if $(CORPUS),--corpus "$(COR
 	$(if $(EVAL),--eval "$(EVAL)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run plan sweep study dev bench test test-long screenshots check lint types contracts sql dbt format lock
+.PHONY: help setup demo run plan sweep study dev bench test test-long screenshots check lint types contracts sql audit dbt format lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
@@ -63,7 +63,7 @@ test-long: $(READY)  ## the tests that take minutes
 screenshots: $(READY)  ## take the pictures of the README anew; needs Chromium
 	SCREENSHOTS=docs/images $(BIN)/pytest -q tests/browser/test_ui.py
 
-check: lint types sql test  ## everything that must hold before a commit
+check: lint types sql audit test  ## everything that must hold before a commit
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -77,6 +77,9 @@ contracts: $(READY)
 
 sql: $(READY)
 	$(BIN)/sqlfluff lint dbt_meta resources/migrations
+
+audit: $(READY)  ## look the locked dependencies up among the known vulnerabilities
+	$(BIN)/python .ci/audit.py requirements.lock
 
 dbt: $(READY)
 	$(BIN)/pytest tests/dbt

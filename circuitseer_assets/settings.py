@@ -8,13 +8,14 @@ when to, and what to compare beside the graph, none of which changes what an ass
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from circuitseer_assets.errors import SettingsError
+from circuitseer_assets.redaction import holds_credentials, is_secret_name
 from circuitseer_assets.yaml_file import read_mapping
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +45,15 @@ def _owner(owner: str) -> str:
     if not re.fullmatch(r"team:\S+|[^@\s:]+@[^@\s]+\.[^@\s.]+", owner):
         raise ValueError("must be an e-mail address, or a team's name after `team:`")
     return owner
+
+
+def _secret_name(name: str) -> str:
+    if not is_secret_name(name):
+        raise ValueError(
+            "must name a variable that ends in _WEBHOOK, or as other secrets' names do: its value "
+            "is kept out of logs and messages for its name"
+        )
+    return name
 
 
 Text = Annotated[str, Field(min_length=1)]
@@ -442,9 +452,9 @@ class AutomationSettings(_Frozen):
     max_subset_age_days: Annotated[float, Field(gt=0)] = 8.0
     owners: Annotated[tuple[Owner, ...], Field(min_length=1)] = ("team:data-owners",)
     # The address of a webhook lets whoever knows it write there: it comes from the environment.
-    failure_webhook_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = (
-        "CIRCUITSEER_FAILURE_WEBHOOK"
-    )
+    failure_webhook_variable: Annotated[
+        str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_secret_name)
+    ] = "CIRCUITSEER_FAILURE_WEBHOOK"
 
 
 MODEL_IN_USE = "in_use"
@@ -577,12 +587,34 @@ def parse_settings(values: Mapping[str, Any], *, origin: str) -> Settings:
     """Returns the settings that `values` hold; `origin` names their file in messages.
 
     Raises:
-        SettingsError: a value breaks a rule; the first breach is named with path and value.
+        SettingsError: a value breaks a rule; the first breach is named with path and value. Of an
+            address with a password in it, the value is not repeated.
     """
+    for path, text in _texts(values):
+        if holds_credentials(text):
+            raise SettingsError(
+                f"{path} must hold no password and no token, and its address has one; take it out "
+                f"of {origin} and set it in the environment: MLFLOW_TRACKING_USERNAME and "
+                f"MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for an MLflow server, "
+                f"PGPASSWORD for PostgreSQL, HF_TOKEN for the hub"
+            )
     try:
         return Settings.model_validate_json(_as_json(values))
     except ValidationError as error:
         raise SettingsError(_one_sentence(error, origin)) from error
+
+
+def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Returns every text in the settings, keys among them, with where it is."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield f"a name in {path or 'the settings'}", str(key)
+            yield from _texts(inner, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner, path)
 
 
 def _as_json(values: Mapping[str, Any]) -> str:

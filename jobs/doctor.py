@@ -20,7 +20,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Home], Iterable[Finding]]]] = {
     "device": ("the base model's device", health.check_device),
     "warehouse": ("opens, has this code's schema, its rows lead somewhere", health.check_warehouse),
     "store": ("every artifact's files, and none besides", health.check_store),
-    "runs": ("no dead run, no slot of a pool held by one", health.check_runs),
+    "runs": ("no dead run, no slot of a pool held by one, no secret stored", health.check_runs),
     "mlflow": ("answers, and holds the checkpoints", health.check_tracking),
     "removal": ("none was left half-way", health.check_removal),
 }

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 
 from circuitseer_assets.errors import CircuitSeerError
+from circuitseer_assets.redaction import RedactedStream
 from jobs.observe_settings import find_changed_slices
 from resources.dead_runs import process_tags
 from resources.home import Home
@@ -103,8 +104,8 @@ def _libraries_quiet(log_file: Path) -> Iterator[None]:
     """Sends what libraries print to a file; CircuitSeer's own progress goes to the terminal."""
     with (
         log_file.open("a") as file,
-        contextlib.redirect_stdout(file),
-        contextlib.redirect_stderr(file),
+        contextlib.redirect_stdout(RedactedStream(file)),
+        contextlib.redirect_stderr(RedactedStream(file)),
     ):
         yield
 

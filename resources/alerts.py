@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 
 from circuitseer_assets.errors import AlertError
+from circuitseer_assets.redaction import redact
 
 TIMEOUT_S = 10
 PAUSES_S = (1.0, 3.0)  # a tick of the daemon may take 60 s, and tells of five runs
@@ -23,7 +24,7 @@ def post_alert(address: str, text: str) -> None:
     """
     if not address.startswith(("http://", "https://")):
         raise _not_taken("it begins neither with http:// nor with https://")
-    body = json.dumps({"text": text}).encode()
+    body = json.dumps({"text": redact(text)}).encode()
     for pause_s in (*PAUSES_S, None):
         try:
             request = urllib.request.Request(address, body, {"content-type": "application/json"})

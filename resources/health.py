@@ -20,6 +20,7 @@ from circuitseer_assets.errors import CircuitSeerError
 from circuitseer_assets.settings import HubCorpus, HubModel
 from resources.artifacts import leftovers_of
 from resources.corpora import corpus_files
+from resources.dagster_instance import RedactingInstance
 from resources.dead_runs import end_dead_runs, find_dead_runs, find_held_slots
 from resources.home import Home
 from resources.model_files import find_gguf_file, find_model_folder
@@ -264,9 +265,16 @@ def _remover(folder: Path) -> Callable[[], object]:
 
 
 def check_runs(home: Home) -> Iterator[Finding]:
-    """Yields runs whose process died and pool slots that nobody uses."""
+    """Yields runs whose process died, pool slots that nobody uses, and secrets let through."""
     home.set_environment()
     with dg.DagsterInstance.get() as instance:
+        if not isinstance(instance, RedactingInstance):
+            yield Finding(
+                "warning",
+                f"Dagster should store no secret of the environment with a run that fails, and "
+                f"{home.folder}/dagster/dagster.yaml does not say so; copy `instance_class` into "
+                f"it from the project's dagster.yaml",
+            )
         dead = find_dead_runs(instance)
         slots = find_held_slots(instance, dead)
 

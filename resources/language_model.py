@@ -261,8 +261,10 @@ def _converted(gguf: Path, folder: Path) -> Path:
     place: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     try:
         with _gguf_parsed_once():
-            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **place)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, dtype=torch.float32, trust_remote_code=False, **place
+            )
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **place)
     except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
         raise _cannot_load(gguf, error) from error
     # The loaded model counts as quantised and refuses to be saved; a fresh one does not.

@@ -30,7 +30,9 @@ def find_model_faults(folder: Path) -> list[str]:
     model, info = loaded
     try:
         faults = _find_weight_faults(model, info)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         return faults or _find_generation_faults(model.eval(), tokenizer)
     except Exception as error:
         return [f"the model does not generate: {_in_words(error)}"]

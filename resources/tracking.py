@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitseer_assets.errors import ArtifactError, TrackingError
+from circuitseer_assets.redaction import redact, redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,7 +64,7 @@ class Tracking:
         with self.reaching("start a run"):
             client = self.client()
             experiment_id = self._experiment_id(client)
-            kept = {key: str(value) for key, value in (tags or {}).items() if value is not None}
+            kept = redacted(tags or {})
             run_id = client.create_run(experiment_id, run_name=name, tags=kept).info.run_id
         tracked = TrackedRun(self, run_id, experiment_id)
         status = "FAILED"
@@ -196,7 +197,7 @@ class TrackedRun:
         return self.tracking._page(self.experiment_id, self.run_id)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Records settings; nested ones get dotted names."""
+        """Records settings, without secrets; nested ones get dotted names."""
         from mlflow.entities import Param
 
         flat = [Param(key, value[:_MAX_PARAM_LENGTH]) for key, value in _flatten(params)]
@@ -227,7 +228,7 @@ class TrackedRun:
         Raises:
             TrackingError: the store cannot be reached, or refuses the model.
         """
-        kept = {key: str(value) for key, value in (tags or {}).items() if value is not None}
+        kept = redacted(tags or {})
         with (
             self.tracking.reaching("log a checkpoint"),
             as_tracking_uri(self.tracking.uri),
@@ -328,7 +329,7 @@ def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", str(value)
+            yield f"{prefix}{key}", redact(str(value))
 
 
 def _first_line(error: BaseException) -> str:

@@ -146,6 +146,11 @@ SETTINGS = [
         setting("automation", {"failure_webhook_variable": "$(reboot)"}),
         "failure_webhook_variable",
     ),
+    (
+        "a password in an address",
+        setting("execution", {"mlflow_tracking_uri": "https://me:password@mlflow"}),
+        "mlflow_tracking_uri must hold no password .* set it in the environment",
+    ),
     ("an empty file", settings_file(b""), "must hold a mapping of slices, got NoneType"),
     ("a list", settings_file(b"- a\n"), "must hold a mapping of slices, got list"),
     ("torn YAML", settings_file(b"a: [1,"), "must be a YAML file in UTF-8"),

@@ -200,6 +200,11 @@ def kill_a_removal(home: Home) -> None:
     (home.folder / JOURNAL).write_text("{}")
 
 
+def take_secrets_in(home: Home) -> None:
+    configured = home.folder / "dagster/dagster.yaml"
+    configured.write_text("telemetry: {enabled: false}\n")
+
+
 def point_mlflow_elsewhere(home: Home) -> None:
     execution = {"mlflow_tracking_uri": "http://127.0.0.1:9"}
     write_settings(home.folder, {**small_settings(), "execution": execution})
@@ -216,6 +221,7 @@ LEFT = [
     ("warehouse", "error", use_a_newer_warehouse, "schema version must be at most"),
     ("warehouse", "warning", lose_a_parent, "sample_scores-a should have all its parents"),
     ("removal", "warning", kill_a_removal, "a removal was killed half-way"),
+    ("runs", "warning", take_secrets_in, "Dagster should store no secret of the environment"),
     ("mlflow", "error", point_mlflow_elsewhere, "MLflow at http://127.0.0.1:9 must answer"),
 ]
 

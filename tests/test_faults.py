@@ -2,19 +2,23 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from circuitseer_assets.settings import PROJECT_ROOT
 from jobs.doctor import examine
 from resources.home import Home
+from resources.warehouse_schema import apply_migrations, list_migrations
 from tests.conftest import small_settings, write_settings
 from tests.test_kills import wait_until_at_work
 
@@ -77,6 +81,26 @@ class Faulty:
         assert not list(self.home.artifacts.root.rglob("*.tmp"))
         stored = {path.name for path in self.home.artifacts.root.glob("*/*")}
         assert stored == set(self.ids())
+
+
+def make_older(path: Path, *, version: int) -> None:
+    """Makes the warehouse what an older CircuitSeer had made of the same rows."""
+    newer = path.rename(path.with_suffix(".newer"))
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect(path) as connection:
+        for known, file in list_migrations().items():
+            if known <= version:
+                shutil.copy(file, folder)
+        apply_migrations(connection, Path(folder))
+        connection.execute(f"attach '{newer}' as newer (read_only)")
+        tables = connection.execute(
+            "select table_name from duckdb_tables() where database_name = current_database() "
+            "and table_name != 'schema_migrations' order by table_oid"
+        ).fetchall()
+        for (table,) in tables:
+            columns = connection.execute(f"describe {table}").fetchall()
+            names = ", ".join(name for name, *_ in columns)
+            connection.execute(f"insert into {table} ({names}) select {names} from newer.{table}")
+    newer.unlink()
 
 
 def test_faults_are_told_survived_and_leave_nothing(
@@ -146,5 +170,29 @@ def test_faults_are_told_survived_and_leave_nothing(
     told = faulty.run()
     assert told[0] == 0, told
     tell("faults", "a flipped bit in the weights", "status 0", "they were trained anew", "")
+
+    made_before = faulty.ids()
+    make_older(faulty.home.warehouse.path, version=6)
+    told = faulty.run()
+    assert told[0] == 0, told
+    assert faulty.ids() == made_before
+    tell("faults", "an older warehouse", "status 0", "it was brought up to date", "")
+    with duckdb.connect(faulty.home.warehouse.path) as connection:
+        connection.execute("insert into schema_migrations values (999, now())")
+    told = faulty.run()
+    expect("a newer warehouse", 2, "use the newer CircuitSeer", told, "nothing was changed")
+    with duckdb.connect(faulty.home.warehouse.path) as connection:
+        connection.execute("delete from schema_migrations where version = 999")
+
+    torn = tmp_path / "torn_model"
+    shutil.copytree(PROJECT_ROOT / "models/tiny", torn)
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    faulty.write(base_model={"path": str(torn)})
+    told = faulty.run()
+    expect("a torn base model", 2, "SafetensorError", told, "nothing was ranked by it")
+    faulty.assert_nothing_half_made()
+    faulty.write()
+    assert faulty.run()[0] == 0
     for diagnosis in examine(faulty.home, is_deep=True):
         assert diagnosis.outcome == "ok", diagnosis

@@ -5,7 +5,7 @@ interrupted.
 """
 
 import sys
-from typing import NoReturn
+from typing import NoReturn, TextIO, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from circuitseer_assets.cli import audit, graph, keeping
 from circuitseer_assets.cli.terminal import console
 from circuitseer_assets.errors import CircuitSeerError
 from circuitseer_assets.method.tables import printable
+from circuitseer_assets.redaction import RedactedStream, redact_logs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +25,13 @@ for group in (graph, audit, keeping):
 
 
 def main() -> None:
-    """Runs the command; what CircuitSeer refuses ends in one sentence and exit status 2."""
+    """Runs the command; what CircuitSeer refuses ends in one sentence and exit status 2.
+
+    Nothing that is printed or logged holds a secret, the trace of a bug included.
+    """
+    redact_logs()
+    sys.stdout = cast(TextIO, RedactedStream(sys.stdout))
+    sys.stderr = cast(TextIO, RedactedStream(sys.stderr))
     try:
         app()
     except CircuitSeerError as error:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 from rich import box
@@ -20,13 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from circuitseer_assets.method.tables import is_obeyed, printable
+from circuitseer_assets.redaction import RedactedStream
 from circuitseer_assets.settings import settings_path
 
 if TYPE_CHECKING:
     from resources.home import Home
 
 # Bound to this stream: what libraries print is sent elsewhere while the graph runs.
-console = Console(file=sys.stderr, highlight=False, markup=False)
+console = Console(file=cast(TextIO, RedactedStream(sys.stderr)), highlight=False, markup=False)
 _UNCUT = 100_000  # columns, where nobody reads on a terminal of some width
 
 Preset = Annotated[str | None, typer.Option(help="A file of presets/, without its suffix.")]

@@ -12,11 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import SFTTrainer
 
+from circuitseer_assets.errors import ModelError
 from circuitseer_assets.method.trainer import (
     WHOLE_MARK,
     Report,
@@ -77,7 +79,8 @@ def fine_tune(
 
     Raises:
         SettingsError: no sample is short enough, or there is no template to render prompts with.
-        ModelError: the chat template refuses a sample, or the loss stopped being a number.
+        ModelError: the chat template refuses a sample, the loss stopped being a number, or a
+            trainer checkpoint holds what could run code.
 
     Reference: CircuitSeer, arXiv 2510.18470, fine-tunes on the drawn subset.
     Deviation: its recipe is not found in the summaries read; all of it is `settings`.
@@ -95,7 +98,7 @@ def fine_tune(
         trainer.add_callback(Reporter(report))
         trainer.add_callback(WholeCheckpoints())
         last = _last_whole_checkpoint(output_dir / "trainer", identity)
-        trainer.train(resume_from_checkpoint=last)
+        _train(trainer, last)
         _save(trainer, tokenizer, settings, output_dir / "model")
     losses = tuple(
         (int(entry["step"]), float(entry["loss"]))
@@ -118,6 +121,17 @@ def fine_tune(
     del trainer, model
     _release_memory()
     return fine_tuning
+
+
+def _train(trainer: SFTTrainer, checkpoint: str | None) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except UnpicklingError as error:  # PyTorch's guard: nothing of the file was run
+        raise ModelError(
+            f"a trainer checkpoint must hold tensors and numbers alone, and {checkpoint} has a "
+            f"file that holds something else, which could run code; remove that folder and run "
+            f"again, to train on from an older one or from the start"
+        ) from error
 
 
 def count_steps(num_samples: int, settings: TrainingSettings) -> int:

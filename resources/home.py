@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from circuitseer_assets.errors import SettingsError
 from circuitseer_assets.records import digest_of
 from circuitseer_assets.settings import (
     PROJECT_ROOT,
@@ -37,6 +38,8 @@ from resources.warehouse import Warehouse
 
 MLFLOW_FILES = "mlartifacts"
 """The folder in a home with the files of MLflow's runs and models."""
+DAGSTER_VARIABLE = "CIRCUITSEER_DAGSTER_YAML"
+"""Names the file that a home's `dagster/dagster.yaml` is a copy of, as long as it is set."""
 
 
 class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -129,12 +132,13 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     @classmethod
     def prepared(cls, folder: Path | None = None) -> "Home":
-        """Returns the home at `folder` (default: the one in use) with its folders in place."""
+        """Returns the home at `folder` (default: the one in use) with its folders in place.
+
+        Raises:
+            SettingsError: `CIRCUITSEER_DAGSTER_YAML` names no file.
+        """
         folder = folder or home_path()
-        dagster_home = folder / "dagster"
-        dagster_home.mkdir(parents=True, exist_ok=True)
-        if not (dagster_home / "dagster.yaml").exists():
-            shutil.copyfile(PROJECT_ROOT / "dagster.yaml", dagster_home / "dagster.yaml")
+        _configure_dagster(folder / "dagster")
         return cls(path=str(folder))
 
     def set_environment(self) -> None:
@@ -147,6 +151,26 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def _configure_dagster(dagster_home: Path) -> None:
+    """Puts Dagster's configuration in place: the named file's, else the project's in a new home."""
+    dagster_home.mkdir(parents=True, exist_ok=True)
+    named, used = os.environ.get(DAGSTER_VARIABLE), dagster_home / "dagster.yaml"
+    if not named and used.exists():
+        return  # a copy that was edited stays
+    source = resolve_path(named) if named else PROJECT_ROOT / "dagster.yaml"
+    if not source.is_file():
+        raise SettingsError(
+            f"{DAGSTER_VARIABLE} must name a file, got {named}; correct it, as to "
+            f"deploy/dagster.yaml, or unset it to keep what the home has"
+        )
+    if used.exists() and used.read_bytes() == source.read_bytes():
+        return
+    # Other processes start in this home, and read it, at any time.
+    partial = used.with_name(f"{used.name}.{os.getpid()}.tmp")
+    shutil.copyfile(source, partial)
+    partial.replace(used)
 
 
 def _sqlite_uri(database: Path) -> str:

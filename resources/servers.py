@@ -1,5 +1,7 @@
 """The two user interfaces, on loopback, as child processes that end with this one."""
 
+import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -17,22 +19,34 @@ from resources.tracking import UI_BASE_VARIABLE
 
 LOOPBACK = "127.0.0.1"
 
+log = logging.getLogger("circuitseer")
 
-def serve(home: Home, *, dagster_port: int = 3000, mlflow_port: int = 5000) -> int:
+
+def serve(
+    home: Home, *, host: str = LOOPBACK, dagster_port: int = 3000, mlflow_port: int = 5000
+) -> int:
     """Returns the exit status of whichever server ended first, after ending the other.
 
-    Both servers listen on loopback only: neither has a login of its own.
+    Neither server has a login of its own: they listen on loopback, and on another address only
+    where it is named, after a warning.
 
     Raises:
-        SettingsError: a port is in use.
+        SettingsError: a port is in use, or the host is no address of this machine.
     """
-    _refuse_taken(dagster_port=dagster_port, mlflow_port=mlflow_port)
+    if not is_loopback(host):
+        log.warning(
+            "--host %s: whoever reaches ports %d and %d can run code on this machine and read what "
+            "the home holds, for neither UI has a login; keep %s, and put a proxy with "
+            "authentication in front of it, as deploy/README.md shows",
+            *(host, dagster_port, mlflow_port, LOOPBACK),
+        )
+    _refuse_taken(host, dagster_port=dagster_port, mlflow_port=mlflow_port)
     home.set_environment()
-    # Read by the processes that materialise: their links to MLflow lead to this server.
-    os.environ[UI_BASE_VARIABLE] = f"http://{LOOPBACK}:{mlflow_port}"
-    commands = [_dagster_command(dagster_port)]
+    commands = [_dagster_command(host, dagster_port)]
     if home.tracking_uri.startswith("sqlite:"):
-        commands.append(_mlflow_command(home, mlflow_port))
+        # Read by the processes that materialise: their links to MLflow lead to this server.
+        os.environ.setdefault(UI_BASE_VARIABLE, f"http://{_in_url(host)}:{mlflow_port}")
+        commands.append(_mlflow_command(home, host, mlflow_port))
     # Handled before the servers start: they would inherit an ignored signal, and never end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
@@ -49,18 +63,29 @@ def serve(home: Home, *, dagster_port: int = 3000, mlflow_port: int = 5000) -> i
     return next(server.returncode for server in servers if server.returncode is not None)
 
 
-def _refuse_taken(**ports: int) -> None:
+def is_loopback(host: str) -> bool:
+    """Returns whether only this machine reaches what listens on `host`, an address or a name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _refuse_taken(host: str, **ports: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for name, port in ports.items():
-        with socket.socket() as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                trial.bind((LOOPBACK, port))
-            except OSError as error:
-                option = f"--{name.replace('_', '-')}"
-                raise SettingsError(
-                    f"{option} must be a free port of {LOOPBACK}, got {port} ({error.strerror}); "
-                    f"end what listens there, or name another port"
-                ) from error
+        try:
+            socket.create_server((host, port), family=family).close()
+        except OSError as error:
+            option = f"--{name.replace('_', '-')}"
+            raise SettingsError(
+                f"{option} must be a free port of {host}, got {port} ({error.strerror}); "
+                f"end what listens there, or name another port"
+            ) from error
 
 
 def _end(servers: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -79,15 +104,15 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _dagster_command(port: int) -> list[str]:
+def _dagster_command(host: str, port: int) -> list[str]:
     program = str(Path(sys.executable).with_name("dagster"))
-    return [program, "dev", "-w", "workspace.yaml", "-h", LOOPBACK, "-p", str(port)]
+    return [program, "dev", "-w", "workspace.yaml", "-h", host, "-p", str(port)]
 
 
-def _mlflow_command(home: Home, port: int) -> list[str]:
+def _mlflow_command(home: Home, host: str, port: int) -> list[str]:
     program = str(Path(sys.executable).with_name("mlflow"))
     return [
-        *[program, "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"],
+        *[program, "server", "--host", host, "--port", str(port), "--workers", "1"],
         *["--backend-store-uri", home.tracking_uri],
         *["--default-artifact-root", str(home.folder / "mlartifacts")],
     ]

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 UI_BASE_VARIABLE = "CIRCUITSEER_MLFLOW_UI"
-"""Where links to MLflow's pages lead; a server that keeps the runs has pages of its own."""
+"""Where links to MLflow's pages lead, if not to the server that keeps the runs: people may reach it
+by another address than the runs do."""
 _UI_BASE = "http://127.0.0.1:5000"
 
 # Set before MLflow is imported, and only where the user has not: tell nobody, and do not try for
@@ -160,7 +161,7 @@ class Tracking:
 
     def _page(self, experiment_id: str, run_id: str) -> str:
         is_server = self.uri.startswith(("http://", "https://"))
-        base = self.uri if is_server else os.environ.get(UI_BASE_VARIABLE, _UI_BASE)
+        base = os.environ.get(UI_BASE_VARIABLE) or (self.uri if is_server else _UI_BASE)
         return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
 
     @contextmanager

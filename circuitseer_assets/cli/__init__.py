@@ -4,6 +4,7 @@ Exit status: 0 done, 1 something differs, 2 refused or failed, with one sentence
 interrupted.
 """
 
+import re
 import sys
 from typing import NoReturn, TextIO, cast
 
@@ -40,13 +41,26 @@ def main() -> None:
         # A folder that cannot be written or read: the system's own words name it and the reason.
         _refuse(f"{error.filename or 'the system'}: {error.strerror or error}; free or correct it")
     except Exception as error:
-        if not type(error).__module__.startswith(("sqlite3", "sqlalchemy")):
+        reason = database_reason(error)
+        if reason is None:
             raise
-        reason = " ".join(str(error).partition("[SQL")[0].split())
         _refuse(
-            f"a database of Dagster or MLflow in the home cannot be used ({reason}); "
-            f"`circuitseer doctor` looks for the reason"
+            f"a database of Dagster or MLflow cannot be used ({reason}); correct that, or let "
+            f"`circuitseer doctor` look for more"
         )
+
+
+def database_reason(error: Exception) -> str | None:
+    """Returns why a database cannot be used, in one line; None where that is not what happened."""
+    if type(error).__name__ == "DagsterInvalidConfigError":
+        unset = re.findall(r'the environment variable "(\w+)" which is not set', str(error))
+        return f"dagster.yaml takes it from {', '.join(sorted(unset))}: not set" if unset else None
+    if type(error).__module__.startswith("dagster_postgres"):
+        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    elif not type(error).__module__.startswith(("sqlite3", "sqlalchemy")):
+        return None
+    # SQLAlchemy adds the statement, and where to read on.
+    return " ".join(re.split(r"\[SQL|\(Background on", str(error))[0].split())
 
 
 def _refuse(sentence: str, *, status: int = 2) -> NoReturn:

@@ -157,9 +157,11 @@ def study(
 def dev(
     dagster_port: Annotated[int, typer.Option(help="Of the Dagster UI.")] = 3000,
     mlflow_port: Annotated[int, typer.Option(help="Of the MLflow UI.")] = 5000,
+    host: Annotated[str, typer.Option(help="The address both listen on.")] = "127.0.0.1",
     preset: Preset = None,
 ) -> None:
     """Observe the settings, then start the Dagster UI and the MLflow UI on loopback."""
+    log_to_terminal()
     from jobs.run import observe_now
     from resources.home import Home
     from resources.servers import serve
@@ -167,4 +169,4 @@ def dev(
     home = Home.prepared(home_of(preset))
     changed = observe_now(home)
     console.print(f"settings observed; changed slices: {', '.join(changed) or 'none'}")
-    raise typer.Exit(serve(home, dagster_port=dagster_port, mlflow_port=mlflow_port))
+    raise typer.Exit(serve(home, host=host, dagster_port=dagster_port, mlflow_port=mlflow_port))

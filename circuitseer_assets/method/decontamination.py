@@ -53,6 +53,7 @@ sixteen seventeen eighteen nineteen
 _UNITS = {word: number for number, word in enumerate(_BELOW_TWENTY.split())}
 _FROM_TWENTY = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _TENS = {word: 10 * number for number, word in enumerate(_FROM_TWENTY, start=2)}
+_NUMBER_WORDS = frozenset((*_UNITS, *_TENS))  # no written number begins with another
 _SCALES = {"thousand": 1_000, "million": 1_000_000}
 _NUM_HASHES = 128
 _MIN_JACCARD = 0.6
@@ -95,7 +96,8 @@ def normalise_problem(text: str) -> str:
     text = _THOUSANDS.sub("", _DASHES.sub("-", text))
     text = _BARE_FRACTIONS.sub("0.", text)
     text = _DECIMALS.sub(lambda found: found[0].rstrip("0").rstrip("."), text)
-    return " ".join(_numbers_in_digits(_TOKENS.findall(_HYPHENS.sub(" ", text))))
+    words = _TOKENS.findall(_HYPHENS.sub(" ", text))
+    return " ".join(words if _NUMBER_WORDS.isdisjoint(words) else _numbers_in_digits(words))
 
 
 def _numbers_in_digits(words: Sequence[str]) -> Iterator[str]:
@@ -184,11 +186,13 @@ def match_near_duplicate(problems: Sequence[Problem]) -> Matcher:
     for number, own in enumerate(pairs):
         if len(own) >= _MIN_PAIRS:
             index.insert(number, _min_hash(own))
+    of_any = frozenset().union(*pairs)
 
     def matches(sample: Sample) -> Iterator[Problem]:
         for text in _asked_texts(sample):
             own = _ngrams(normalise_problem(text).split(), 2)
-            if len(own) < _MIN_PAIRS:
+            # Hashing costs by far the most, and who shares too little with all cannot with one.
+            if len(own) < _MIN_PAIRS or len(own & of_any) < _MIN_JACCARD * len(own):
                 continue
             for number in sorted(index.query(_min_hash(own))):
                 if len(own & pairs[number]) >= _MIN_JACCARD * len(own | pairs[number]):
@@ -254,7 +258,8 @@ def _ngram_matcher(problems: Sequence[Problem], *, size: int, min_share: float) 
         for text in _asked_texts(sample):
             shared: Counter[int] = Counter()
             for run in _ngrams(normalise_problem(text).split(), size):
-                shared.update(holders.get(run, ()))
+                if run in holders:
+                    shared.update(holders[run])
             for number in sorted(shared):
                 if shared[number] >= min_share * len(runs[number]):
                     yield problems[number]

@@ -46,6 +46,7 @@ PROGRAMS: Mapping[tuple[str, ...], Mapping[str, tuple[str, float]]] = {
     ("bench.sampling",): {"draw_seconds": ("<=", 40), "peak_rss_gb": ("<=", 4)},
     ("bench.recuration", "--model", "tiny"): _RECURATION,
     ("bench.recuration", "--model", "smollm2"): _RECURATION,
+    ("bench.streaming",): {"growth_1m_to_5m": ("<=", 1.1), "peak_rss_gb": ("<=", 6)},
     ("bench.scaling",): {
         "exponent_samples": ("<=", 1.1),
         "exponent_tokens": ("<=", 2),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import pyarrow.compute as pc
+import numpy as np
 import pyarrow.parquet as pq
 
 from circuitseer_assets.method.decontamination import find_contaminated
@@ -20,6 +20,7 @@ from resources.benchmarks import load_problems
 from resources.draw import draw_subset
 from resources.home import Home
 from resources.model_faults import find_model_faults
+from resources.pool_scores import pool_rows
 from resources.sample_files import read_samples
 
 NUM_EXAMPLES = 5
@@ -73,10 +74,10 @@ def scores_are_finite_and_differ(
 ) -> dg.AssetCheckResult:
     """No score is NaN or infinite, and not all are the same unless they are meant to be."""
     artifact, folder = _latest(context, home, "sample_scores")
-    scores = pq.read_table(folder / "scores.parquet")["score"].to_pylist()
-    not_finite = sum(not math.isfinite(score) for score in scores)
+    scores = pq.read_table(folder / "scores.parquet", columns=["score"])["score"].to_numpy()
+    not_finite = int((~np.isfinite(scores)).sum())
     is_meant = artifact.settings["scoring"]["scorer"] == "random"
-    constant = len(scores) > 1 and min(scores) == max(scores) and not is_meant
+    constant = len(scores) > 1 and scores.min() == scores.max() and not is_meant
     return _result(
         not_finite == 0 and not constant,
         f"{not_finite} of {len(scores)} scores are not finite"
@@ -89,33 +90,55 @@ def scores_are_finite_and_differ(
 def one_score_a_sample(context: dg.AssetCheckExecutionContext, home: Home) -> dg.AssetCheckResult:
     """Every sample of the pool has one score, or a reason why it has none."""
     artifact, folder = _latest(context, home, "sample_scores")
-    rows = home.warehouse.query(
-        """
-        select pool.sample_id, count(scores.sample_id) as num_scores
-        from read_parquet($pool) as pool
-        left join read_parquet($scores) as scores on pool.sample_id = scores.sample_id
-        group by pool.sample_id
-        """,
+    [found] = home.warehouse.query(
+        _SCORES_A_SAMPLE,
         {
             "pool": str(_parent_folder(home, artifact, "pool") / "pool.parquet"),
             "scores": str(folder / "scores.parquet"),
+            "scorer_id": artifact.settings["scorer_id"],
+            "num_examples": NUM_EXAMPLES,
         },
-    )
-    missing = rows.filter(pc.equal(rows["num_scores"], 0))["sample_id"].to_pylist()
-    explained = home.warehouse.unscored_sample_ids(artifact.settings["scorer_id"], missing)
-    unexplained = sorted(set(missing) - explained)
-    num_repeated = int(pc.sum(pc.greater(rows["num_scores"], 1)).as_py() or 0)
-    examples = ", ".join(unexplained[:NUM_EXAMPLES])
+    ).to_pylist()
+    num_unexplained, num_repeated = found["num_unexplained"], found["num_repeated"]
     return _result(
-        not unexplained and num_repeated == 0,
-        f"of {rows.num_rows} pool samples {num_repeated} have more than one score, "
-        f"{len(explained)} have none and a reason, {len(unexplained)} have neither"
-        + (f", among them {examples}" if unexplained else ""),
-        num_pool=rows.num_rows,
+        num_unexplained == 0 and num_repeated == 0,
+        f"of {found['num_pool']} pool samples {num_repeated} have more than one score, "
+        f"{found['num_explained']} have none and a reason, {num_unexplained} have neither"
+        + (f", among them {', '.join(found['examples'])}" if num_unexplained else ""),
+        num_pool=found["num_pool"],
         num_repeated=num_repeated,
-        num_explained=len(explained),
-        num_unexplained=len(unexplained),
+        num_explained=found["num_explained"],
+        num_unexplained=num_unexplained,
     )
+
+
+_SCORES_A_SAMPLE = """
+    with counted as (
+        select
+            pool.sample_id,
+            count(scores.sample_id) as num_scores,
+            exists (
+                from unscored_samples as reasons
+                where reasons.scorer_id = $scorer_id and reasons.sample_id = pool.sample_id
+            ) as has_reason
+        from read_parquet($pool) as pool
+        left join read_parquet($scores) as scores on pool.sample_id = scores.sample_id
+        group by pool.sample_id
+    ),
+    unexplained as (
+        select sample_id from counted where num_scores = 0 and not has_reason
+    )
+    select
+        count(*) as num_pool,
+        count(*) filter (where num_scores > 1) as num_repeated,
+        count(*) filter (where num_scores = 0 and has_reason) as num_explained,
+        count(*) filter (where num_scores = 0 and not has_reason) as num_unexplained,
+        (
+            select list(sample_id order by sample_id)
+            from (from unexplained order by sample_id limit $num_examples)
+        ) as examples
+    from counted
+"""
 
 
 @dg.asset_check(asset="sample_scores", blocking=False)
@@ -240,9 +263,10 @@ def no_benchmark_problem_in_pool_or_probes(
     benchmarks = home.settings().decontamination.benchmarks
     folder = home.folder / "benchmarks"
     problems = [p for b in benchmarks for p in load_problems(b, folder=folder)]
-    ids = set(pq.read_table(pool / "pool.parquet", columns=["sample_id"])["sample_id"].to_pylist())
+    samples = corpus / "samples"
+    rows = pool_rows(home.warehouse, pool / "pool.parquet", samples)
     places = {
-        "pool": read_samples(corpus / "samples", sample_ids=ids),
+        "pool": read_samples(samples, rows=rows),
         "ranking probes": read_samples(probes / "ranking"),
         "confirmation probes": read_samples(probes / "confirmation"),
     }

@@ -29,16 +29,18 @@ MAX_LENGTH_CORRELATION = 0.6
 PLANTED_NOISE_COLUMN = "is_planted_noise"
 
 
+_CANONICAL_JSON = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
+
 def digest_of(value: Any) -> str:
     """Returns the first 16 hexadecimal digits of the SHA-256 of `value` as canonical JSON.
 
     Raises:
         TypeError: `value` holds something JSON cannot say exactly.
     """
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_CANONICAL_JSON.encode(value).encode()).hexdigest()[:16]
 
 
 def artifact_id_of(

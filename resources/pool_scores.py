@@ -1,13 +1,22 @@
 """Reading and writing the scores of a pool: which are missing, which are shared, how they lie."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import duckdb
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from circuitseer_assets.records import PoolSize, SampleScore, UnscoredSample
+from resources.parquet_batches import write_batches
+from resources.sample_files import first_rows_of
 from resources.warehouse import Warehouse
+from resources.warehouse_lock import MEMORY_LIMIT
+
+Rows: TypeAlias = NDArray[np.bool_]
+"""Of each sample of a corpus, in its order, whether it is meant."""
 
 _SCORE_SCHEMA = pa.schema(
     [("sample_id", pa.string()), ("score", pa.float64()), ("num_tokens", pa.int64())]
@@ -27,6 +36,21 @@ _NOT_LOOKED_AT = """
 """
 
 _MISSING = f"select pool.sample_id from read_parquet($pool) as pool where {_NOT_LOOKED_AT}"
+
+_UNMEASURED = """
+    select pool.sample_id
+    from read_parquet($pool) as pool
+    where not exists (
+        from sample_lengths as length
+        where length.tokenizer_id = $tokenizer_id and length.sample_id = pool.sample_id
+    )
+"""
+
+_PLACES = """
+    select shards.first_row + file.file_row_number as place, file.prompt_id
+    from read_parquet($shards, filename = true, file_row_number = true) as file
+    inner join shards on file.filename = shards.path
+"""
 
 _SHARED_SCORES = f"""
     select distinct on (pool.sample_id) pool.sample_id, done.score, done.num_tokens
@@ -84,23 +108,77 @@ def share_scores(warehouse: Warehouse, scorer_id: str, pool: Path) -> int:
     return warehouse.append_scores(scorer_id, scores, reasons)
 
 
-def missing_sample_ids(warehouse: Warehouse, scorer_id: str, pool: Path) -> set[str]:
-    """Returns the pool samples that have neither a score by this scorer nor a reason for none."""
+def missing_rows(warehouse: Warehouse, scorer_id: str, pool: Path, samples: Path) -> Rows:
+    """Returns where in the corpus the pool samples are that this scorer has not looked at.
+
+    They have neither a score nor a reason for none. Of each of the corpus's samples, in the folder
+    `samples`, it says whether it is one of them: a bit of text for each would be too much to hold.
+    """
     params = {"scorer_id": scorer_id, "pool": str(pool)}
-    return set(warehouse.query(_MISSING, params)["sample_id"].to_pylist())
+    with warehouse.connect(read_only=True) as connection:
+        return _rows_among(connection, samples, _MISSING, params)
+
+
+def unmeasured_rows(warehouse: Warehouse, tokenizer_id: str, pool: Path, samples: Path) -> Rows:
+    """Returns where in the corpus the pool samples are whose length in tokens is not known."""
+    params = {"tokenizer_id": tokenizer_id, "pool": str(pool)}
+    with warehouse.connect(read_only=True) as connection:
+        return _rows_among(connection, samples, _UNMEASURED, params)
+
+
+def pool_rows(warehouse: Warehouse, pool: Path, samples: Path) -> Rows:
+    """Returns where in the corpus the pool samples are."""
+    with warehouse.connect(read_only=True) as connection:
+        sql = "select sample_id from read_parquet($pool)"
+        return _rows_among(connection, samples, sql, {"pool": str(pool)})
+
+
+def first_of_each_prompt(warehouse: Warehouse, samples: Path, rows: Rows) -> Rows:
+    """Returns where in the corpus the first of these samples with each prompt is."""
+    with warehouse.connect(read_only=True) as connection:
+        connection.register("wanted", pa.table({"place": np.flatnonzero(rows)}))
+        sql = f"""
+            select min(place) as place from ({_PLACES}) semi join wanted using (place)
+            group by prompt_id
+        """
+        return _marked(connection, samples, sql, {})
+
+
+def _rows_among(
+    connection: duckdb.DuckDBPyConnection, samples: Path, ids: str, params: Mapping[str, Any]
+) -> Rows:
+    sql = f"select place from ({_PLACES} where file.sample_id in ({ids}))"
+    return _marked(connection, samples, sql, params)
+
+
+def _marked(
+    connection: duckdb.DuckDBPyConnection, samples: Path, sql: str, params: Mapping[str, Any]
+) -> Rows:
+    """Returns a mask of the corpus's samples, set where the query's `place` says."""
+    first_rows = first_rows_of(samples)
+    rows = np.zeros(first_rows.pop(samples), bool)
+    shards = {"path": [str(path) for path in first_rows], "first_row": list(first_rows.values())}
+    connection.register("shards", pa.table(shards))
+    found = connection.sql(sql, params={**params, "shards": shards["path"]})
+    for batch in found.to_arrow_reader():
+        rows[batch.column("place").to_numpy()] = True
+    return rows
 
 
 def commit_shard(
     warehouse: Warehouse, scorer_id: str, shard: Sequence[SampleScore | UnscoredSample]
 ) -> None:
-    """Returns when one shard of scores is committed; a killed run goes on behind it."""
-    scored = [asdict(row) for row in shard if isinstance(row, SampleScore)]
-    unscored = [asdict(row) for row in shard if isinstance(row, UnscoredSample)]
+    """Returns when these scores are committed; a killed run goes on behind them."""
+    scored = [row for row in shard if isinstance(row, SampleScore)]
+    unscored = [row for row in shard if isinstance(row, UnscoredSample)]
     warehouse.append_scores(
-        scorer_id,
-        pa.Table.from_pylist(scored, schema=_SCORE_SCHEMA),
-        pa.Table.from_pylist(unscored, schema=_UNSCORED_SCHEMA),
+        scorer_id, _columns_of(scored, _SCORE_SCHEMA), _columns_of(unscored, _UNSCORED_SCHEMA)
     )
+
+
+def _columns_of(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
+    columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
+    return pa.table(columns, schema=schema)
 
 
 def length_rows(tokenizer_id: str, lengths: Mapping[str, tuple[int, int]]) -> pa.Table:
@@ -113,20 +191,6 @@ def length_rows(tokenizer_id: str, lengths: Mapping[str, tuple[int, int]]) -> pa
             "num_response_tokens": pa.array([pair[1] for pair in lengths.values()], pa.int64()),
         }
     )
-
-
-def unmeasured_sample_ids(warehouse: Warehouse, tokenizer_id: str, pool: Path) -> set[str]:
-    """Returns the pool samples whose length by this tokenizer is not known."""
-    sql = """
-        select pool.sample_id
-        from read_parquet($pool) as pool
-        where not exists (
-            from sample_lengths as length
-            where length.tokenizer_id = $tokenizer_id and length.sample_id = pool.sample_id
-        )
-    """
-    params = {"tokenizer_id": tokenizer_id, "pool": str(pool)}
-    return set(warehouse.query(sql, params)["sample_id"].to_pylist())
 
 
 def measure_pool(warehouse: Warehouse, scorer_id: str, tokenizer_id: str, pool: Path) -> PoolSize:
@@ -156,3 +220,35 @@ def read_pool_scores(
         _POOL_SCORES,
         {"scorer_id": scorer_id, "tokenizer_id": tokenizer_id, "pool": str(pool)},
     )
+
+
+def write_pool_scores(
+    warehouse: Warehouse, scorer_id: str, tokenizer_id: str, pool: Path, path: Path
+) -> int:
+    """Returns how many rows of `read_pool_scores` were written to `path`, never all in memory."""
+    params = {"scorer_id": scorer_id, "tokenizer_id": tokenizer_id, "pool": str(pool)}
+    with warehouse.connect(read_only=True) as connection:
+        return write_batches(connection.sql(_POOL_SCORES, params=params).to_arrow_reader(), path)
+
+
+def read_extremes(scores: Path, number: int) -> dict[int, dict[str, Any]]:
+    """Returns the highest and the lowest so many rows of a file of scores, by rank from 0.
+
+    Equal scores are in the order of the sample ids.
+    """
+    order, back = "score desc, sample_id", "score, sample_id desc"
+    with duckdb.connect(config={"memory_limit": MEMORY_LIMIT}) as connection:
+        [(num_rows,)] = connection.execute(
+            "select count(*) from read_parquet($scores)", {"scores": str(scores)}
+        ).fetchall()
+        highest, lowest = (
+            connection.sql(
+                f"from read_parquet($scores) order by {by} limit $number",
+                params={"scores": str(scores), "number": number},
+            )
+            .to_arrow_table()
+            .to_pylist()
+            for by in (order, back)
+        )
+    ranked = dict(enumerate(highest))
+    return ranked | {num_rows - 1 - i: row for i, row in reversed(list(enumerate(lowest)))}

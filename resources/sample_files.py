@@ -10,14 +10,17 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from circuitseer_assets.errors import ArtifactError
 from circuitseer_assets.records import Message, Sample
 
 ROW_GROUP_SAMPLES = 1_024
 SHARD_SAMPLES = 65_536
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
@@ -63,16 +66,51 @@ def write_samples(samples: Iterable[Sample], folder: Path) -> int:
     raise AssertionError("unreachable")
 
 
-def read_samples(folder: Path, *, sample_ids: Collection[str] | None = None) -> Iterator[Sample]:
-    """Returns a stream of the folder's samples in corpus order, or of those among `sample_ids`.
+def read_samples(
+    folder: Path,
+    *,
+    sample_ids: Collection[str] | None = None,
+    rows: NDArray[np.bool_] | None = None,
+) -> Iterator[Sample]:
+    """Returns a stream of the folder's samples in corpus order.
+
+    Args:
+        folder: where the samples are.
+        sample_ids: the few that are wanted, by id; all if left out.
+        rows: those that are wanted, by their place in the corpus; all if left out.
 
     Raises:
         ArtifactError: the folder holds no samples, or a shard cannot be read.
     """
     wanted = None if sample_ids is None else frozenset(sample_ids)
-    for rows in _read_row_groups(folder, wanted):
-        for row in rows:
-            yield _sample_of(row)
+    first = 0
+    for path in shards_of(folder):
+        with _open_shard(path) as file:
+            for number in range(file.num_row_groups):
+                num_rows = file.metadata.row_group(number).num_rows
+                mask = None if rows is None else rows[first : first + num_rows]
+                first += num_rows
+                if wanted is not None:
+                    ids = file.read_row_group(number, columns=["sample_id"]).column(0).to_pylist()
+                    mask = np.array([sample_id in wanted for sample_id in ids], bool)
+                if mask is None:
+                    yield from _samples_of(file.read_row_group(number))
+                elif mask.any():
+                    yield from _samples_of(file.read_row_group(number).filter(pa.array(mask)))
+
+
+def first_rows_of(folder: Path) -> dict[Path, int]:
+    """Returns the place in the corpus of each shard's first sample, and under the folder their end.
+
+    Raises:
+        ArtifactError: the folder holds no samples, or a shard cannot be read.
+    """
+    first, places = 0, {}
+    for path in shards_of(folder):
+        places[path] = first
+        with _open_shard(path) as file:
+            first += file.metadata.num_rows
+    return {**places, folder: first}
 
 
 def read_sample_ids(folder: Path) -> Iterator[str]:
@@ -81,7 +119,7 @@ def read_sample_ids(folder: Path) -> Iterator[str]:
     Raises:
         ArtifactError: the folder holds no samples, or a shard cannot be read.
     """
-    for path in _shards(folder):
+    for path in shards_of(folder):
         with _open_shard(path) as file:
             for batch in file.iter_batches(ROW_GROUP_SAMPLES, columns=["sample_id"]):
                 yield from batch.column(0).to_pylist()
@@ -107,21 +145,38 @@ def _row_of(sample: Sample) -> dict[str, Any]:
         "messages": [{"role": turn.role, "content": turn.content} for turn in sample.messages],
         "response": sample.response,
         "answer": sample.answer,
-        "original": json.dumps(sample.original, ensure_ascii=False, allow_nan=False),
+        "original": _JSON.encode(sample.original),
     }
 
 
-def _sample_of(row: dict[str, Any]) -> Sample:
-    return Sample(
-        **{
-            **row,
-            "messages": tuple(Message(turn["role"], turn["content"]) for turn in row["messages"]),
-            "original": json.loads(row["original"]),
-        }
-    )
+def _samples_of(table: pa.Table) -> Iterator[Sample]:
+    # By column: rows of nested values take several times as long to become Python's.
+    chats = table["messages"].combine_chunks()
+    roles, contents = (chats.values.field(name).to_pylist() for name in ("role", "content"))
+    turns = [Message(*turn) for turn in zip(roles, contents, strict=True)]
+    bounds = itertools.pairwise(chats.offsets.to_pylist())
+    names = ("sample_id", "prompt_id", "source", "position", "response", "answer", "original")
+    columns = (table[name].to_pylist() for name in names)
+    for (start, stop), *one in zip(bounds, *columns, strict=True):
+        sample_id, prompt_id, source, position, response, answer, original = one
+        yield Sample(
+            sample_id,
+            prompt_id,
+            source,
+            position,
+            tuple(turns[start:stop]),
+            response,
+            answer,
+            json.loads(original),
+        )
 
 
-def _shards(folder: Path) -> list[Path]:
+def shards_of(folder: Path) -> list[Path]:
+    """Returns the folder's files, in corpus order.
+
+    Raises:
+        ArtifactError: the folder holds no samples.
+    """
     paths = sorted(folder.glob("samples-*.parquet"))
     if not paths:
         raise ArtifactError(
@@ -138,17 +193,3 @@ def _open_shard(path: Path) -> pq.ParquetFile:
             f"{path} must be a whole Parquet file, got: {' '.join(str(error).split())}; "
             "materialise the asset that writes it again"
         ) from error
-
-
-def _read_row_groups(folder: Path, wanted: frozenset[str] | None) -> Iterator[list[dict[str, Any]]]:
-    """Returns the rows of one row group after another; groups without a wanted row stay unread."""
-    for path in _shards(folder):
-        with _open_shard(path) as file:
-            for number in range(file.num_row_groups):
-                if wanted is None:
-                    yield file.read_row_group(number).to_pylist()
-                    continue
-                ids = file.read_row_group(number, columns=["sample_id"]).column(0).to_pylist()
-                mask = [sample_id in wanted for sample_id in ids]
-                if any(mask):
-                    yield file.read_row_group(number).filter(pa.array(mask)).to_pylist()

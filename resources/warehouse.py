@@ -25,7 +25,7 @@ from resources.warehouse_artifacts import (
 )
 from resources.warehouse_lock import open_waiting
 from resources.warehouse_removal import refuse_gaps, remove_artifacts
-from resources.warehouse_rows import append_rows
+from resources.warehouse_rows import FileRows, append_rows
 from resources.warehouse_schema import (
     MIGRATIONS,
     apply_migrations,
@@ -98,7 +98,7 @@ class Warehouse:
     def record(
         self,
         artifact: Artifact,
-        rows: Mapping[str, pa.Table] | None = None,
+        rows: Mapping[str, pa.Table | FileRows] | None = None,
         *,
         mlflow_run_id: str | None = None,
     ) -> Artifact:

@@ -11,6 +11,8 @@ from circuitseer_assets.errors import WarehouseError
 
 _FIRST_WAIT_S = 0.02
 _LONGEST_WAIT_S = 1.0
+# A join of millions of rows goes on beyond it on disk, beside the file.
+MEMORY_LIMIT = "2GB"
 _HELD = ("Could not set lock", "Conflicting lock", "already open")
 
 
@@ -24,7 +26,9 @@ def open_waiting(path: Path, *, read_only: bool, limit_s: float) -> duckdb.DuckD
     wait_s = _FIRST_WAIT_S
     while True:
         try:
-            return duckdb.connect(str(path), read_only=read_only)
+            return duckdb.connect(
+                str(path), read_only=read_only, config={"memory_limit": MEMORY_LIMIT}
+            )
         except duckdb.Error as error:
             holder = _holder(error)
             if holder is None:

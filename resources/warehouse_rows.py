@@ -1,17 +1,59 @@
-"""Adding rows to the warehouse: what belongs to one artifact, and what all of them share."""
+"""Adding rows to the warehouse: what belongs to one artifact, and what all of them share.
+
+The large tables have no index: that a row is there once is seen to here, by a join.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
 from circuitseer_assets.errors import WarehouseError
-from resources.warehouse_schema import OWNED_TABLES, SHARED_TABLES
+from resources.warehouse_schema import LARGE_OWNED_TABLES, OWNED_TABLES, SHARED_TABLES
 
 # The same prompt in another batch is rounded otherwise; a stale score differs by far more.
 _SCORE_TOLERANCE = 1e-3
 
 
+@dataclass(frozen=True)
+class FileRows:
+    """Rows that lie in Parquet files, from where the warehouse takes them without a detour.
+
+    Attributes:
+        pattern: a glob of the files, inside `folder`.
+        columns: those of the files that are taken.
+        constants: further columns, each of one value.
+        folder: where the files are; an artifact's own, once they are in place.
+    """
+
+    pattern: str
+    columns: Sequence[str]
+    constants: Mapping[str, str]
+    folder: Path = Path()
+
+    def inside(self, folder: Path) -> "FileRows":
+        """Returns the rows of the same files in another folder."""
+        return replace(self, folder=folder)
+
+    def of(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
+        """Returns the rows as a relation, of which nothing is read yet."""
+        files = [str(path) for path in sorted(self.folder.glob(self.pattern))]
+        return connection.read_parquet(files).select(
+            *(duckdb.ColumnExpression(name) for name in self.columns),
+            *(
+                duckdb.ConstantExpression(value).alias(name)
+                for name, value in self.constants.items()
+            ),
+        )
+
+
 def append_rows(
-    connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table, owner: str | None = None
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    rows: pa.Table | FileRows,
+    owner: str | None = None,
 ) -> int:
     """Returns how many rows were new, after adding them within the open transaction.
 
@@ -27,31 +69,72 @@ def append_rows(
         WarehouseError: the table or a column is unknown, a row belongs to another artifact, or
             would change a row that may not change.
     """
-    _check_columns(connection, table, rows)
-    connection.register("incoming", rows)
-    is_shared = table in SHARED_TABLES
-    if not is_shared:
-        _refuse_foreign(connection, table, owner)
-    inserted = connection.execute(
-        f"insert into {table} by name select * from incoming "
-        f"{'on conflict do nothing' if is_shared else ''}"
-    ).fetchall()
-    num_new = int(inserted[0][0])
-    if num_new < rows.num_rows:  # only then is there anything to compare in a large table
-        _refuse_changed(connection, table)
-    connection.unregister("incoming")
+    if isinstance(rows, FileRows):
+        rows.of(connection).create_view("incoming")
+    else:
+        connection.register("incoming", rows)
+    _check_columns(connection, table)
+    if table in SHARED_TABLES:
+        num_new = _append_shared(connection, table)
+    else:
+        num_new = _append_owned(connection, table, owner)
+    connection.execute("drop view incoming")
     return num_new
 
 
-def _check_columns(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> None:
+def _append_owned(connection: duckdb.DuckDBPyConnection, table: str, owner: str | None) -> int:
+    _refuse_foreign(connection, table, owner)
+    if table in LARGE_OWNED_TABLES:
+        _refuse_repeated(connection, table, (OWNED_TABLES[table], "sample_id"))
+    inserted = connection.execute(f"insert into {table} by name from incoming").fetchall()
+    return int(inserted[0][0])
+
+
+def _append_shared(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    key = ", ".join(SHARED_TABLES[table][0])
+    num_rows, num_keys = _count_keys(connection, SHARED_TABLES[table][0])
+    first = f"distinct on ({key}) *" if num_keys < num_rows else "*"
+    inserted = connection.execute(
+        f"insert into {table} by name select {first} from incoming anti join {table} using ({key})"
+    ).fetchall()
+    num_new = int(inserted[0][0])
+    if num_new < num_rows:  # only then is there anything to compare in a large table
+        _refuse_changed(connection, table)
+    return num_new
+
+
+def _count_keys(connection: duckdb.DuckDBPyConnection, key: Sequence[str]) -> tuple[int, int]:
+    """Returns how many rows come in, and how many different keys they have."""
+    [(num_rows, num_keys)] = connection.execute(
+        f"select (select count(*) from incoming), "
+        f"(select count(*) from (select distinct {', '.join(key)} from incoming))"
+    ).fetchall()
+    return int(num_rows), int(num_keys)
+
+
+def _refuse_repeated(
+    connection: duckdb.DuckDBPyConnection, table: str, key: tuple[str, str]
+) -> None:
+    num_rows, num_keys = _count_keys(connection, key)
+    if num_keys < num_rows:
+        raise WarehouseError(
+            f"each {key[1]} must be in {table} once for one {key[0]}, got {num_rows} rows of "
+            f"{num_keys} samples; give every row once"
+        )
+
+
+def _check_columns(connection: duckdb.DuckDBPyConnection, table: str) -> None:
     known_tables = sorted([*OWNED_TABLES, *SHARED_TABLES])
     if table not in known_tables:
         raise WarehouseError(
             f"rows must be for one of the tables {', '.join(known_tables)}, got {table!r}; "
             f"add a migration and the table's key for a new one"
         )
-    columns = [row[0] for row in connection.execute(f"describe {table}").fetchall()]
-    unknown = sorted(set(rows.column_names) - set(columns))
+    columns, given = (
+        [row[0] for row in connection.execute(f"describe {name}").fetchall()]
+        for name in (table, "incoming")
+    )
+    unknown = sorted(set(given) - set(columns))
     if unknown:
         raise WarehouseError(
             f"the columns of {table} must be among {', '.join(columns)}, got {unknown[0]!r}; "

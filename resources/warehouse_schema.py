@@ -30,6 +30,9 @@ OWNED_TABLES = {
     "study_comparisons": "study_id",
 }
 
+# Those of them with a row a sample: they have no key, and adding to them sees to it.
+LARGE_OWNED_TABLES = ("corpus_members", "pool_members", "subset_members")
+
 # Tables whose rows outlive every artifact, with their key and the columns that may never change.
 SHARED_TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "base_models": (("model_digest",), ()),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,21 @@ from circuitseer_assets.records import QuarantinedRow, Sample, artifact_id_of
 from circuitseer_assets.settings import Settings
 from resources.corpora import columns_of, read_rows
 from resources.home import Home
+from resources.parquet_batches import RowWriter
 from resources.sample_files import write_samples
+from resources.warehouse_rows import FileRows
 
 CODE_VERSION = "1"
+QUARANTINE_FILE = "quarantined_samples.parquet"
+SAMPLE_FILES = "samples/samples-*.parquet"
+_QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("position", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
 
 
 @dg.asset(
@@ -50,61 +63,33 @@ def make_corpus(run: StageRun) -> Materialised:
 
 
 def _read_corpus(settings: Settings, corpus_id: str, folder: Path) -> Made:
-    columns = columns_of(settings.corpus)
-    samples: list[tuple[str, str, str, int]] = []
-    quarantined: list[QuarantinedRow] = []
+    by_source: Counter[str] = Counter()
+    by_reason: Counter[str] = Counter()
+    with RowWriter(folder / QUARANTINE_FILE, _QUARANTINE_SCHEMA) as quarantine:
 
-    def usable() -> Iterator[Sample]:
-        for row in curate_rows(read_rows(settings.corpus), columns):
-            if isinstance(row, QuarantinedRow):
-                quarantined.append(row)
-            else:
-                samples.append((row.sample_id, row.prompt_id, row.source, row.position))
-                yield row
+        def usable() -> Iterator[Sample]:
+            for row in curate_rows(read_rows(settings.corpus), columns_of(settings.corpus)):
+                if isinstance(row, QuarantinedRow):
+                    by_reason[row.reason] += 1
+                    quarantine.add(asdict(row))
+                else:
+                    by_source[row.source] += 1
+                    yield row
 
-    write_samples(usable(), folder / "samples")
+        num_samples = write_samples(usable(), folder / "samples")
+    of_corpus = {"corpus_id": corpus_id}
+    samples = ("sample_id", "prompt_id", "source", "position")
     return Made(
         data=["samples"],
         summary={
-            "num_samples": len(samples),
-            "num_quarantined": len(quarantined),
-            "samples_by_source": dict(Counter(s[2] for s in samples).most_common(20)),
-            "quarantined_by_reason": dict(Counter(row.reason for row in quarantined)),
+            "num_samples": num_samples,
+            "num_quarantined": by_reason.total(),
+            "samples_by_source": dict(by_source.most_common(20)),
+            "quarantined_by_reason": dict(by_reason),
         },
         rows={
-            "samples": _sample_rows(corpus_id, samples),
-            "corpus_members": pa.table(
-                {
-                    "corpus_id": [corpus_id] * len(samples),
-                    "sample_id": [sample[0] for sample in samples],
-                }
-            ),
-            "quarantined_samples": quarantined_rows(corpus_id, quarantined),
+            "samples": FileRows(SAMPLE_FILES, samples, of_corpus),
+            "corpus_members": FileRows(SAMPLE_FILES, ("sample_id",), of_corpus),
+            "quarantined_samples": FileRows(QUARANTINE_FILE, _QUARANTINE_SCHEMA.names, of_corpus),
         },
-    )
-
-
-def _sample_rows(corpus_id: str, samples: list[tuple[str, str, str, int]]) -> pa.Table:
-    sample_ids, prompt_ids, sources, positions = zip(*samples, strict=True)
-    return pa.table(
-        {
-            "sample_id": list(sample_ids),
-            "prompt_id": list(prompt_ids),
-            "corpus_id": [corpus_id] * len(samples),
-            "source": list(sources),
-            "position": pa.array(positions, pa.int64()),
-        }
-    )
-
-
-def quarantined_rows(corpus_id: str, rows: list[QuarantinedRow]) -> pa.Table:
-    """Returns the warehouse's rows for what was quarantined from one corpus."""
-    return pa.table(
-        {
-            "corpus_id": pa.array([corpus_id] * len(rows), pa.string()),
-            "source": pa.array([row.source for row in rows], pa.string()),
-            "position": pa.array([row.position for row in rows], pa.int64()),
-            "reason": pa.array([row.reason for row in rows], pa.string()),
-            "detail": pa.array([row.detail for row in rows], pa.string()),
-        }
     )

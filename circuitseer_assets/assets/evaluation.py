@@ -118,7 +118,7 @@ def _evaluate_model(
         with run.tracked(evaluation_id, tags) as tracked:
             _log_question(run, tracked, parents)
             made = answer(folder)
-            _log_answers(run, tracked, folder, made)
+            _log_answers(run, tracked, folder)
         return replace(made, mlflow_run_id=tracked.run_id)
 
     def answer(folder: Path) -> Made:
@@ -164,9 +164,10 @@ def _log_question(run: StageRun, tracked: TrackedRun, checkpoints: Sequence[Arti
         log_model_input(tracked, load_checkpoint(run.folder(checkpoint))["mlflow_model_uri"])
 
 
-def _log_answers(run: StageRun, tracked: TrackedRun, folder: Path, made: Made) -> None:
+def _log_answers(run: StageRun, tracked: TrackedRun, folder: Path) -> None:
     """Returns when MLflow has what was asked, as data sets, and the figures of every task."""
-    answered_by = made.rows["evaluation_outcomes"]["model_digest"][0].as_py()
+    rows = pq.read_table(folder / OUTCOMES_FILE, columns=["model_digest"])
+    answered_by = rows["model_digest"][0].as_py()
     tracked.log_params({"model_digest": answered_by})
     tasks = summarise(read_outcomes(folder))
     benchmarks = [run.settings.decontamination.benchmark(task.task) for task in tasks]

@@ -19,13 +19,14 @@ from circuitseer_assets.method.probe_set import (
     ProbeSet,
     candidate_of,
     draw_probe_set,
-    iterate_pool,
 )
 from circuitseer_assets.records import Artifact, Problem, Sample, artifact_id_of
 from resources.benchmarks import load_problems
 from resources.control_texts import read_control_texts
 from resources.home import Home
+from resources.pool_files import write_pool
 from resources.sample_files import read_samples, write_samples
+from resources.warehouse_rows import FileRows
 
 CODE_VERSION = "4"
 PROBE_KINDS = ("ranking", "confirmation", "control")
@@ -189,19 +190,17 @@ def _write_pool(
     folder: Path,
 ) -> Made:
     dirty = {row.sample_id for row in contaminated}
-    clean = (s for s in _corpus_samples(run, corpus) if s.sample_id not in dirty)
-    pool = [
-        {"sample_id": s.sample_id, "prompt_id": s.prompt_id}
-        for s in iterate_pool(clean, load_probe_set(probes))
-    ]
-    if not pool:
+    num_samples = write_pool(
+        run.folder(corpus) / "samples",
+        folder / "pool.parquet",
+        sample_ids_taken=dirty,
+        prompt_ids_taken=load_probe_set(probes).prompt_ids,
+    )
+    if not num_samples:
         raise CorpusError(
             f"the pool must hold at least one sample, got none ({len(dirty)} were contaminated); "
             f"ask for fewer probes or give a larger corpus"
         )
-    # By id, so that a reordered corpus leaves the pool, and all scores, as they are.
-    pool.sort(key=lambda row: row["sample_id"])
-    pq.write_table(pa.Table.from_pylist(pool), folder / "pool.parquet")
     report = pa.Table.from_pylist(
         [asdict(row) for row in contaminated],
         schema=pa.schema([(name, pa.string()) for name in ("sample_id", "task", "doc_id", "rule")]),
@@ -210,7 +209,7 @@ def _write_pool(
     return Made(
         data=["pool.parquet"],
         summary={
-            "num_samples": len(pool),
+            "num_samples": num_samples,
             "num_contaminated": len(dirty),
             # A sample too like several problems is one sample removed.
             "contaminated_by_rule": dict(
@@ -220,12 +219,5 @@ def _write_pool(
             ),
             "benchmarks": [b.task for b in run.settings.decontamination.benchmarks],
         },
-        rows={
-            "pool_members": pa.table(
-                {
-                    "pool_id": [pool_id] * len(pool),
-                    "sample_id": [row["sample_id"] for row in pool],
-                }
-            )
-        },
+        rows={"pool_members": FileRows("pool.parquet", ("sample_id",), {"pool_id": pool_id})},
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import dagster as dg
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from circuitseer_assets.assets.head_ranking import load_heads
@@ -27,26 +26,31 @@ from circuitseer_assets.records import (
     Artifact,
     HeadId,
     ModelUse,
-    Sample,
     SampleScore,
+    artifact_id_of,
     digest_of,
 )
 from circuitseer_assets.settings import Settings
 from resources.home import Home
 from resources.language_model import LanguageModel, load_language_model
+from resources.paced_commits import Pace, ScoreCommits
 from resources.pool_scores import (
-    commit_shard,
+    Rows,
+    first_of_each_prompt,
     length_rows,
-    missing_sample_ids,
-    read_pool_scores,
+    missing_rows,
+    pool_rows,
+    read_extremes,
     share_scores,
-    unmeasured_sample_ids,
+    unmeasured_rows,
+    write_pool_scores,
 )
 from resources.sample_files import read_samples
 
 CODE_VERSION = "1"
 _Item = TypeVar("_Item")
 NUM_EXAMPLES = 5
+WAITING_FILE = "waiting_scores.jsonl"
 
 
 @dg.asset(
@@ -69,6 +73,10 @@ def make_sample_scores(run: StageRun) -> Materialised:
     model_identity = run.home.model_identity()
     scoring = run.settings.slice("scoring")
     scorer_id = _identify_scorer(run, pool, ranking)
+    identity = {"scoring": scoring, "scorer_id": scorer_id, **model_identity}
+    parents = [pool, ranking]
+    ids = [parent.artifact_id for parent in parents]
+    scores_id = artifact_id_of("sample_scores", identity, ids, CODE_VERSION)
     scorer = PoolScorer(
         settings=run.settings,
         home=run.home,
@@ -77,12 +85,13 @@ def make_sample_scores(run: StageRun) -> Materialised:
         ranking=run.folder(ranking),
         pool=run.folder(pool) / "pool.parquet",
         corpus=run.folder(run.ancestor(pool, "corpus")) / "samples",
+        work=run.work_folder(scores_id),
         report_progress=run.progress("sample_scores"),
     )
     return run.reuse_or_make(
         "sample_scores",
-        {"scoring": scoring, "scorer_id": scorer_id, **model_identity},
-        [pool, ranking],
+        identity,
+        parents,
         scorer.score_pool,
         code_version=CODE_VERSION,
     )
@@ -120,42 +129,46 @@ class PoolScorer:
     ranking: Path
     pool: Path
     corpus: Path
+    work: Path
     report_progress: Callable[[int, int], None]
 
     def score_pool(self, folder: Path) -> Made:
         """Returns the pool's scores, of which only missing ones were computed."""
         warehouse = self.home.warehouse
+        commits = ScoreCommits(warehouse, self.scorer_id, self.work / WAITING_FILE)
         self._share_scores()
-        missing = missing_sample_ids(warehouse, self.scorer_id, self.pool)
-        unmeasured = unmeasured_sample_ids(warehouse, self.tokenizer_id, self.pool)
+        missing = missing_rows(warehouse, self.scorer_id, self.pool, self.corpus)
+        unmeasured = unmeasured_rows(warehouse, self.tokenizer_id, self.pool, self.corpus)
         num_truncated, model_use = 0, ModelUse()
         heads = self._choose_heads(None)
-        if missing or unmeasured:
+        if missing.any() or unmeasured.any():
             from circuitseer_assets.method.forwards import count_forwards
 
             base_model = load_language_model(self.settings.base_model, cache=self.home.models)
             self._measure_lengths(base_model, unmeasured)
             with count_forwards(base_model.model) as counted:
                 heads = self._choose_heads(base_model)
-                num_truncated = self._score_samples(base_model, missing, heads)
+                num_truncated = self._score_samples(base_model, missing, heads, commits)
             model_use = counted.use
         self._share_scores()
-        scores = read_pool_scores(warehouse, self.scorer_id, self.tokenizer_id, self.pool)
+        file = folder / "scores.parquet"
+        num_scored = write_pool_scores(
+            warehouse, self.scorer_id, self.tokenizer_id, self.pool, file
+        )
         num_pool = pq.read_metadata(self.pool).num_rows
-        if scores.num_rows == 0:
+        if num_scored == 0:
             raise CorpusError(
                 f"at least one pool sample must have a score, none of {num_pool} has; the table "
                 f"unscored_samples says why; raise scoring.max_tokens or lower scoring.min_tokens"
             )
-        pq.write_table(scores, folder / "scores.parquet")
         summary = {
-            "num_scored": scores.num_rows,
-            "num_scored_anew": len(missing),
+            "num_scored": num_scored,
+            "num_scored_anew": int(missing.sum()),
             "num_truncated_anew": num_truncated,
-            "num_unscored": num_pool - scores.num_rows,
+            "num_unscored": num_pool - num_scored,
             "scorer_id": self.scorer_id,
             **({"heads_read": [str(head) for head in heads]} if heads else {}),
-            **summarise_scores(scores, self._texts_of),
+            **summarise_scores(file, self._texts_of),
         }
         return Made(data=["scores.parquet"], summary=summary, model_use=model_use)
 
@@ -167,16 +180,29 @@ class PoolScorer:
     def _reads_response(self) -> bool:
         return reads_response(self.settings.scoring)
 
-    def _measure_lengths(self, base_model: LanguageModel, sample_ids: set[str]) -> None:
-        lengths = {}
-        for sample in read_samples(self.corpus, sample_ids=sample_ids):
+    def _measure_lengths(self, base_model: LanguageModel, rows: Rows) -> None:
+        lengths: dict[str, tuple[int, int]] = {}
+        pace = Pace()
+
+        def commit() -> None:
+            with pace.committing():
+                self.home.warehouse.append_lengths(length_rows(self.tokenizer_id, lengths))
+            lengths.clear()
+
+        for sample in read_samples(self.corpus, rows=rows):
             text = base_model.tokenize(sample.sample_id, sample.messages, sample.response)
             num_response = len(text.input_ids) - text.response_start
             lengths[sample.sample_id] = (text.response_start, num_response)
-        self.home.warehouse.append_lengths(length_rows(self.tokenizer_id, lengths))
+            if pace.is_due:
+                commit()
+        commit()
 
     def _score_samples(
-        self, base_model: LanguageModel, sample_ids: set[str], heads: Sequence[HeadId]
+        self,
+        base_model: LanguageModel,
+        missing: Rows,
+        heads: Sequence[HeadId],
+        commits: ScoreCommits,
     ) -> int:
         """Returns how many of the samples were cut to what is read, after scoring them all."""
         from circuitseer_assets.method.reader import Reader
@@ -190,8 +216,11 @@ class PoolScorer:
             max_batch_tokens=self.settings.execution.max_batch_tokens,
         )
         # A scorer that compares samples needs them all, also those a killed run has committed.
-        wanted = self._pool_ids() if scorer.compares_samples else sample_ids
-        samples, size = self._read_samples(wanted), self.settings.execution.shard_samples
+        wanted = self._pool_rows() if scorer.compares_samples else missing
+        if not self._reads_response:  # of samples with equal prompts one is enough
+            wanted = first_of_each_prompt(self.home.warehouse, self.corpus, wanted)
+        samples = read_samples(self.corpus, rows=wanted)
+        size, num_wanted = self.settings.execution.shard_samples, int(wanted.sum())
         score, settings = scorer.load(), self.settings.scoring
         if scorer.compares_samples:
             shards = _shards(score(reader, samples, settings), size)
@@ -201,14 +230,15 @@ class PoolScorer:
             shards = (list(score(reader, shard, settings)) for shard in _shards(samples, size))
         done = num_truncated = 0
         for shard in shards:
-            commit_shard(self.home.warehouse, self.scorer_id, shard)
+            commits.add(shard)
             done += len(shard)
             num_truncated += sum(isinstance(r, SampleScore) and r.is_truncated for r in shard)
-            self.report_progress(done, len(wanted))
+            self.report_progress(done, num_wanted)
+        commits.commit()
         return num_truncated
 
-    def _pool_ids(self) -> set[str]:
-        return set(pq.read_table(self.pool, columns=["sample_id"])["sample_id"].to_pylist())
+    def _pool_rows(self) -> Rows:
+        return pool_rows(self.home.warehouse, self.pool, self.corpus)
 
     def _choose_heads(self, base_model: LanguageModel | None) -> Sequence[HeadId]:
         """Returns the heads the scorer reads; without a model none where it takes one to find."""
@@ -233,36 +263,28 @@ class PoolScorer:
             retrieval_heads=retrieval,
         )
 
-    def _read_samples(self, sample_ids: set[str]) -> Iterator[Sample]:
-        """Returns the samples, of those with equal prompts one, where the prompt alone is read."""
-        prompts_seen: set[str] = set()
-        for sample in read_samples(self.corpus, sample_ids=sample_ids):
-            if self._reads_response:
-                yield sample
-            elif sample.prompt_id not in prompts_seen:
-                prompts_seen.add(sample.prompt_id)
-                yield sample
-
     def _texts_of(self, sample_ids: Iterable[str]) -> dict[str, str]:
         samples = read_samples(self.corpus, sample_ids=set(sample_ids))
         return {sample.sample_id: sample.prompt for sample in samples}
 
 
 def summarise_scores(
-    scores: pa.Table, texts_of: Callable[[Iterable[str]], dict[str, str]]
+    file: Path, texts_of: Callable[[Iterable[str]], dict[str, str]]
 ) -> dict[str, Any]:
-    """Returns what the UI shows of a pool's scores: against length, and the extremes' texts."""
-    values = scores["score"].to_pylist()
-    lengths = scores["num_prompt_tokens"].to_pylist()
-    summary: dict[str, Any] = {"min_score": min(values), "max_score": max(values)}
-    if len(set(values)) > 1 and len(set(lengths)) > 1:
+    """Returns what the UI shows of a file of scores: against length, and the extremes' texts."""
+    columns = pq.read_table(file, columns=["score", "num_prompt_tokens"])
+    values, lengths = (columns[name].to_numpy() for name in columns.column_names)
+    summary: dict[str, Any] = {
+        "min_score": float(values.min()),
+        "max_score": float(values.max()),
+    }
+    if values.min() < values.max() and lengths.min() < lengths.max():
         correlation = spearman(lengths, values)
         image = draw_score_against_length(lengths, values, correlation)
         summary["score_length_spearman"] = correlation
         summary["score_against_length_md"] = to_markdown_image(image, "score against length")
-    ranked = scores.sort_by([("score", "descending"), ("sample_id", "ascending")]).to_pylist()
-    ranks = sorted({*range(len(ranked))[:NUM_EXAMPLES], *range(len(ranked))[-NUM_EXAMPLES:]})
-    texts = texts_of(ranked[i]["sample_id"] for i in ranks)
+    ranked = read_extremes(file, NUM_EXAMPLES)
+    texts = texts_of(row["sample_id"] for row in ranked.values())
     summary["highest_and_lowest_md"] = format_samples_table(
         [
             (
@@ -272,7 +294,7 @@ def summarise_scores(
                 row["num_prompt_tokens"],
                 texts[row["sample_id"]],
             )
-            for i, row in ((i, ranked[i]) for i in ranks)
+            for i, row in ranked.items()
         ]
     )
     return summary

@@ -27,6 +27,7 @@ from resources.processes import one_at_a_time
 from resources.record_rows import artifact_cost_rows, artifact_evidence_rows
 from resources.tracking import TrackedRun
 from resources.tracking_recovery import PROCESS_TAG, end_abandoned, process_tag
+from resources.warehouse_rows import FileRows
 
 SUMMARY_FILE = "summary.json"
 log = logging.getLogger("circuitseer")
@@ -38,12 +39,13 @@ class Made:
 
     `data` names the files or folders whose content is the artifact's data version. `summary` is
     in the UI: a key that ends with `_md` is Markdown, `_url` a link. `rows` are the warehouse's,
-    committed together with the artifact. `model_use` is what was asked of a model, where one was.
+    committed together with the artifact; those in files lie inside its folder. `model_use` is what
+    was asked of a model, where one was.
     """
 
     data: Sequence[str]
     summary: Mapping[str, Any] = field(default_factory=dict)
-    rows: Mapping[str, pa.Table] = field(default_factory=dict)
+    rows: Mapping[str, pa.Table | FileRows] = field(default_factory=dict)
     mlflow_run_id: str | None = None
     model_use: ModelUse | None = None
 
@@ -246,16 +248,16 @@ class StageRun:
             mlflow_run_id=made.mlflow_run_id,
         )
         base_model = self.settings.slice("base_model") if "model_digest" in identity else None
-        rows = {
-            **made.rows,
-            "artifact_costs": artifact_cost_rows(
-                artifact_id, summary["duration_s"], made.model_use
-            ),
-            "artifact_evidence": artifact_evidence_rows(
-                artifact_id, digest_file(folder / MANIFEST), base_model
-            ),
+        made_rows = {
+            table: rows.inside(folder) if isinstance(rows, FileRows) else rows
+            for table, rows in made.rows.items()
         }
-        self.home.warehouse.record(artifact, rows)
+        costs = artifact_cost_rows(artifact_id, summary["duration_s"], made.model_use)
+        manifest = digest_file(folder / MANIFEST)
+        evidence = artifact_evidence_rows(artifact_id, manifest, base_model)
+        self.home.warehouse.record(
+            artifact, {**made_rows, "artifact_costs": costs, "artifact_evidence": evidence}
+        )
         shutil.rmtree(self.work_folder(artifact_id), ignore_errors=True)
         log.info("%s: made %s in %.1f s", stage, artifact_id, time.monotonic() - started)
         return Materialised(artifact, self.folder(artifact), reused=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from circuitseer_assets.assets.slices import settings_key
@@ -68,7 +69,18 @@ def _changes_since(run: StageRun, before: Artifact | None, after: Artifact) -> d
     """Returns who came in, went out and stayed since another subset, and why."""
     if before is None:
         return {}
-    changes = explain_changes(_read_draw(run, before), _read_draw(run, after))
+    members = [
+        pq.read_table(run.folder(subset) / MEMBERS_FILE, columns=["sample_id"])["sample_id"]
+        for subset in (before, after)
+    ]
+    # Whoever was in neither can have changed nothing.
+    either = pa.chunked_array([*members[0].chunks, *members[1].chunks], pa.string())
+    changes = explain_changes(
+        *(
+            _read_draw(run, subset, own, either)
+            for subset, own in zip((before, after), members, strict=True)
+        )
+    )
     return {
         "since_subset": dg.MetadataValue.text(before.artifact_id),
         "num_added": dg.MetadataValue.int(len(changes.added)),
@@ -80,13 +92,15 @@ def _changes_since(run: StageRun, before: Artifact | None, after: Artifact) -> d
     }
 
 
-def _read_draw(run: StageRun, subset: Artifact) -> Draw:
+def _read_draw(
+    run: StageRun, subset: Artifact, members: pa.ChunkedArray, either: pa.ChunkedArray
+) -> Draw:
     pool = _read_scores(run, run.ancestor(subset, "sample_scores"))
-    members = pq.read_table(run.folder(subset) / MEMBERS_FILE, columns=["sample_id"])
+    pool = pool.filter(pc.is_in(pool["sample_id"], value_set=either))
     return Draw(
         SelectionSettings.model_validate_json(json.dumps(subset.settings["selection"])),
         dict(zip(pool["sample_id"].to_pylist(), pool["score"].to_pylist(), strict=True)),
-        frozenset(members["sample_id"].to_pylist()),
+        frozenset(members.to_pylist()),
     )
 
 
@@ -122,7 +136,7 @@ def _draw(
     )
     members = draw_subset(pool, selection)
     pq.write_table(members, folder / MEMBERS_FILE)
-    image = draw_score_histogram(pool["score"].to_pylist(), members["score"].to_pylist())
+    image = draw_score_histogram(pool["score"].to_numpy(), members["score"].to_numpy())
     return Made(
         data=[MEMBERS_FILE],
         summary={

@@ -2,9 +2,10 @@
 
 A row becomes a `Sample` when it holds a prompt and a response that are text; every other row is
 kept as a `QuarantinedRow` with the reason. Nothing is dropped, and nothing but the ids already
-seen is held in memory.
+seen, 8 bytes each, is held in memory.
 """
 
+import array
 import base64
 import json
 import math
@@ -58,32 +59,72 @@ def curate_rows(rows: Iterable[RawRow], columns: Columns) -> Iterator[Sample | Q
     """Returns one `Sample` or `QuarantinedRow` for every raw row, in order and as a stream.
 
     The first of several rows with equal normalised prompt and response is the sample; the others
-    are quarantined as `duplicate`. Memory grows by one number a sample.
+    are quarantined as `duplicate`. Memory grows by 11 to 22 bytes a sample.
 
     Raises:
         CorpusError: after the last row, if no row was usable.
     """
-    seen: set[int] = set()
+    seen = _SeenNumbers()
     reasons: Counter[str] = Counter()
     for source, position, raw_row in rows:
         row = read_sample(raw_row, columns, source=source, position=position)
-        if isinstance(row, Sample):
-            number = int(row.sample_id, 16)
-            if number in seen:
-                row = QuarantinedRow(
-                    source, position, "duplicate", f"repeats sample {row.sample_id}"
-                )
-            seen.add(number)
+        if isinstance(row, Sample) and not seen.add(int(row.sample_id, 16)):
+            detail = f"repeats sample {row.sample_id}"
+            row = QuarantinedRow(source, position, "duplicate", detail)
         if isinstance(row, QuarantinedRow):
             reasons[row.reason] += 1
         yield row
-    if not seen:
+    if not len(seen):
         counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
         raise CorpusError(
             f"the corpus must hold at least one usable row, got 0 of {reasons.total()}"
             f"{f' ({counts})' if counts else ''}; "
             "correct the corpus, or the columns named in corpus.columns"
         )
+
+
+class _SeenNumbers:
+    """A set of digests of 64 bits, each in 8 bytes, where Python's own takes a hundred.
+
+    A digest lies at the place that its last bits say, or the next free one; 0 marks a free place.
+    """
+
+    def __init__(self) -> None:
+        self._places = array.array("Q", bytes(8 * 1024))
+        self._holds_zero = False
+        self._num_placed = 0
+
+    def __len__(self) -> int:
+        return self._num_placed + self._holds_zero
+
+    def add(self, number: int) -> bool:
+        """Returns whether the number is new."""
+        if number == 0:
+            is_new, self._holds_zero = not self._holds_zero, True
+            return is_new
+        if not self._place(number):
+            return False
+        self._num_placed += 1
+        if self._num_placed > 0.7 * len(self._places):
+            self._grow()
+        return True
+
+    def _place(self, number: int) -> bool:
+        places, last = self._places, len(self._places) - 1
+        at = number & last
+        while held := places[at]:
+            if held == number:
+                return False
+            at = (at + 1) & last
+        places[at] = number
+        return True
+
+    def _grow(self) -> None:
+        smaller = self._places
+        self._places = array.array("Q", bytes(2 * 8 * len(smaller)))
+        for number in smaller:
+            if number:
+                self._place(number)
 
 
 def read_sample(

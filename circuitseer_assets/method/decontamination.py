@@ -99,11 +99,13 @@ def match_near_duplicate(problems: Sequence[Problem]) -> Matcher:
     for number, own in enumerate(pairs):
         if len(own) >= _MIN_PAIRS:
             index.insert(number, _min_hash(own))
+    of_any = frozenset().union(*pairs)
 
     def matches(sample: Sample) -> Iterator[Problem]:
         for text in _asked_texts(sample):
             own = _ngrams(normalise_problem(text).split(), 2)
-            if len(own) < _MIN_PAIRS:
+            # Hashing costs by far the most, and who shares too little with all cannot with one.
+            if len(own) < _MIN_PAIRS or len(own & of_any) < _MIN_JACCARD * len(own):
                 continue
             for number in sorted(index.query(_min_hash(own))):
                 if len(own & pairs[number]) >= _MIN_JACCARD * len(own | pairs[number]):
@@ -176,7 +178,8 @@ def _ngram_matcher(problems: Sequence[Problem], *, size: int, min_share: float) 
         for text in _asked_texts(sample):
             shared: Counter[int] = Counter()
             for run in _ngrams(normalise_problem(text).split(), size):
-                shared.update(holders.get(run, ()))
+                if run in holders:
+                    shared.update(holders[run])
             for number in sorted(shared):
                 if shared[number] >= min_share * len(runs[number]):
                     yield problems[number]

@@ -8,7 +8,7 @@ before it becomes Markdown.
 import base64
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,7 @@ _ROUNDING = 1e-9
 _LAYERS_WITH_ROOM = 12
 
 Floats = NDArray[np.float64]
+Numbers: TypeAlias = Sequence[float] | NDArray[np.generic]
 
 
 # Figures ------------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def draw_head_heat_map(
     return to_png(figure)
 
 
-def draw_score_histogram(pool_scores: Sequence[float], subset_scores: Sequence[float]) -> bytes:
+def draw_score_histogram(pool_scores: Numbers, subset_scores: Numbers) -> bytes:
     """Returns a PNG of the scores of the pool and of the subset drawn from it, as shares.
 
     The axis is logarithmic where the scores are positive and span more than a decade.
@@ -155,8 +156,8 @@ def draw_score_histogram(pool_scores: Sequence[float], subset_scores: Sequence[f
 
 
 def draw_score_against_length(
-    lengths: Sequence[int],
-    scores: Sequence[float],
+    lengths: Numbers,
+    scores: Numbers,
     rank_correlation: float,
     in_subset: Sequence[bool] | None = None,
 ) -> bytes:
@@ -294,7 +295,7 @@ def to_markdown_image(png: bytes, alt: str) -> str:
 # Statistics ---------------------------------------------------------------------------------------
 
 
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+def spearman(x: Numbers, y: Numbers) -> float:
     """Returns Spearman's rank correlation of `x` and `y`, ties at their mean rank.
 
     Raises:
@@ -434,7 +435,7 @@ def _running_median(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 # Checks and numbers -------------------------------------------------------------------------------
 
 
-def _finite(name: str, values: Sequence[float]) -> Floats:
+def _finite(name: str, values: Numbers) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise CircuitSeerError(f"{name} must hold at least one number, got none")

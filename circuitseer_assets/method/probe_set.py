@@ -8,7 +8,7 @@ Not found in the summaries read: the article's probe set and its size.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from circuitseer_assets.errors import CorpusError
@@ -91,12 +91,6 @@ def draw_probe_set(
         control=tuple(text.sample_id for text in control),
         prompt_ids=tuple(sorted(control_prompts | {prompts[probe] for probe in probes})),
     )
-
-
-def iterate_pool(samples: Iterable[Sample], probe_set: ProbeSet) -> Iterator[Sample]:
-    """Returns the samples that share no prompt with a probe, in order and as a stream."""
-    taken = frozenset(probe_set.prompt_ids)
-    return (sample for sample in samples if sample.prompt_id not in taken)
 
 
 class _SmallestOfEachPrompt:

@@ -20,7 +20,10 @@ Reason = Literal["row", "settings", "score", "budget", "competition"]
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What decided a subset: the settings, every pool sample's score, and who was drawn."""
+    """What decided a subset: the settings, the scores of its pool, and who was drawn.
+
+    Of the scores those of the members of either draw are enough.
+    """
 
     settings: SelectionSettings
     scores: Mapping[str, float]

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import json
 import math
+import random
 import uuid
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from circuitseer_assets.errors import CorpusError
 from circuitseer_assets.method.corpus import (
     UnreadableRow,
+    _SeenNumbers,
     curate_rows,
     normalise_text,
     read_sample,
@@ -393,3 +395,15 @@ def test_any_json_row_is_a_sample_or_quarantined_and_what_is_kept_is_json(row):
         else:
             assert read.reason in ("no_prompt", "no_response", "not_text", "bad_messages")
             read.detail.encode()
+
+
+def test_seen_numbers_are_a_set() -> None:
+    lots, seen, expected = random.Random(1), _SeenNumbers(), set()
+    # Many that end alike and so want the same place, the largest and the smallest among them.
+    numbers = [lots.getrandbits(64) for _ in range(20_000)]
+    numbers += [(lots.getrandbits(8) << 56) | lots.getrandbits(3) for _ in range(5_000)]
+    numbers += [0, 2**64 - 1, 0, 2**64 - 1]
+    for number in numbers:
+        assert seen.add(number) == (number not in expected)
+        expected.add(number)
+        assert len(seen) == len(expected)

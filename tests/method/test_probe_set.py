@@ -10,7 +10,6 @@ from circuitseer_assets.method.probe_set import (
     ProbeSet,
     candidate_of,
     draw_probe_set,
-    iterate_pool,
 )
 from circuitseer_assets.settings import ProbeSetSettings
 
@@ -90,22 +89,9 @@ def test_control_texts_are_disjoint_from_probes_and_pool():
     drawn = draw_probe_set(map(candidate_of, texts), FIVE, control=control)
     assert drawn.control == (first.ranking[0],)
     assert first.ranking[0] not in drawn.ranking + drawn.confirmation
-    pool = list(iterate_pool(texts, drawn))
+    pool = [text for text in texts if text.prompt_id not in drawn.prompt_ids]
     assert len(pool) == 30 - 5 - 1
     assert not {t.sample_id for t in pool} & {*drawn.ranking, *drawn.confirmation, *drawn.control}
-
-
-def test_the_pool_leaves_out_every_sample_of_a_probes_prompt():
-    samples = [
-        sample_from_texts(f"Q{i}", f"A{j}", source="s", position=0, original={})
-        for i in range(20)
-        for j in range(3)
-    ]
-    drawn = draw_probe_set(map(candidate_of, samples), FIVE)
-    pool = list(iterate_pool(samples, drawn))
-    assert len(pool) == 15 * 3
-    assert not {s.prompt_id for s in pool} & set(drawn.prompt_ids)
-    assert pool == [s for s in samples if s in pool]
 
 
 # stickiness

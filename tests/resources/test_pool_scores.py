@@ -14,12 +14,13 @@ from circuitseer_assets.records import Artifact, Message, Sample, SampleScore, U
 from circuitseer_assets.settings import PROJECT_ROOT, load_settings
 from resources.home import Home
 from resources.pool_scores import (
+    Rows,
     commit_shard,
     length_rows,
-    missing_sample_ids,
+    missing_rows,
     read_pool_scores,
     share_scores,
-    unmeasured_sample_ids,
+    unmeasured_rows,
 )
 from resources.sample_files import write_samples
 from resources.warehouse import Warehouse
@@ -89,23 +90,51 @@ def reasons_of(warehouse: Warehouse, scorer_id: str) -> dict[str, tuple[str, str
 # what is missing ----------------------------------------------------------------------------------
 
 
+def write_corpus(folder: Path, prompts: dict[str, str]) -> list[Sample]:
+    """Writes samples of these prompts where they are not yet, in an order that is not the ids'."""
+    samples = [
+        Sample(i, prompt, "rows.jsonl", 0, (Message("user", prompt),), "r")
+        for i, prompt in reversed(prompts.items())
+    ]
+    if not folder.exists():
+        write_samples(samples, folder)
+    return samples
+
+
+def ids_at(rows: Rows, samples: list[Sample]) -> set[str]:
+    assert len(rows) == len(samples)
+    return {sample.sample_id for sample, is_meant in zip(samples, rows, strict=True) if is_meant}
+
+
+def missing_ids(warehouse: Warehouse, scorer_id: str, pool: Path) -> set[str]:
+    folder = pool.parent / "corpus"
+    samples = write_corpus(folder, {"z0": "z", **PROMPTS})
+    return ids_at(missing_rows(warehouse, scorer_id, pool, folder), samples)
+
+
+def unmeasured_ids(warehouse: Warehouse, tokenizer_id: str, pool: Path) -> set[str]:
+    folder = pool.parent / "corpus"
+    samples = write_corpus(folder, {"z0": "z", **PROMPTS})
+    return ids_at(unmeasured_rows(warehouse, tokenizer_id, pool, folder), samples)
+
+
 def test_missing_is_what_has_neither_score_nor_reason(warehouse: Warehouse, pool: Path) -> None:
-    assert missing_sample_ids(warehouse, "scorer", pool) == set(PROMPTS)
+    assert missing_ids(warehouse, "scorer", pool) == set(PROMPTS)
     shard = [SampleScore("a1", 0.5, 9), UnscoredSample("b1", "too_long", "99 tokens")]
     commit_shard(warehouse, "scorer", shard)
-    assert missing_sample_ids(warehouse, "scorer", pool) == {"a2", "b2", "c1"}
-    assert missing_sample_ids(warehouse, "another", pool) == set(PROMPTS)
+    assert missing_ids(warehouse, "scorer", pool) == {"a2", "b2", "c1"}
+    assert missing_ids(warehouse, "another", pool) == set(PROMPTS)
 
 
 def test_missing_is_of_the_pool_alone(warehouse: Warehouse, tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "part.parquet", {"a2": "a", "c1": "c"})
     commit_shard(warehouse, "scorer", [SampleScore("c1", 0.5, 9)])
-    assert missing_sample_ids(warehouse, "scorer", pool) == {"a2"}
+    assert missing_ids(warehouse, "scorer", pool) == {"a2"}
 
 
 def test_a_shard_of_nothing_changes_nothing(warehouse: Warehouse, pool: Path) -> None:
     commit_shard(warehouse, "scorer", [])
-    assert missing_sample_ids(warehouse, "scorer", pool) == set(PROMPTS)
+    assert missing_ids(warehouse, "scorer", pool) == set(PROMPTS)
 
 
 # what equal prompts share -------------------------------------------------------------------------
@@ -118,7 +147,7 @@ def test_equal_prompts_share_score_and_reason(warehouse: Warehouse, pool: Path) 
     assert scores_of(warehouse, "scorer") == {"a1": 0.5, "a2": 0.5}
     reason = ("too_long", "99 tokens")
     assert reasons_of(warehouse, "scorer") == {"b1": reason, "b2": reason}
-    assert missing_sample_ids(warehouse, "scorer", pool) == {"c1"}
+    assert missing_ids(warehouse, "scorer", pool) == {"c1"}
 
 
 def test_sharing_again_adds_nothing(warehouse: Warehouse, pool: Path) -> None:
@@ -155,19 +184,19 @@ def test_a_twin_outside_the_pool_shares_too(warehouse: Warehouse, tmp_path: Path
     shard = [SampleScore("a1", 0.5, 9), UnscoredSample("b1", "too_few_tokens", "3 tokens")]
     commit_shard(warehouse, "scorer", shard)
     assert share_scores(warehouse, "scorer", pool) == 1
-    assert missing_sample_ids(warehouse, "scorer", pool) == set()
+    assert missing_ids(warehouse, "scorer", pool) == set()
 
 
 # lengths and the pool's scores --------------------------------------------------------------------
 
 
 def test_lengths_are_measured_once_a_tokenizer(warehouse: Warehouse, pool: Path) -> None:
-    assert unmeasured_sample_ids(warehouse, "tokenizer", pool) == set(PROMPTS)
+    assert unmeasured_ids(warehouse, "tokenizer", pool) == set(PROMPTS)
     rows = length_rows("tokenizer", {"a1": (7, 3), "c1": (5, 2)})
     assert warehouse.append_lengths(rows) == 2
     assert warehouse.append_lengths(rows) == 0
-    assert unmeasured_sample_ids(warehouse, "tokenizer", pool) == {"a2", "b1", "b2"}
-    assert unmeasured_sample_ids(warehouse, "another", pool) == set(PROMPTS)
+    assert unmeasured_ids(warehouse, "tokenizer", pool) == {"a2", "b1", "b2"}
+    assert unmeasured_ids(warehouse, "another", pool) == set(PROMPTS)
 
 
 def test_no_lengths_are_rows_of_the_right_types() -> None:
@@ -282,6 +311,7 @@ def make_scorer(tmp_path: Path) -> MakeScorer:
             ranking=tmp_path,
             pool=pool,
             corpus=tmp_path / "samples",
+            work=tmp_path / "work",
             report_progress=lambda done, total: None,
         )
 

@@ -1,6 +1,7 @@
 import hashlib
 import itertools
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from circuitseer_assets.errors import ArtifactError
 from circuitseer_assets.method.corpus import sample_from_texts
 from circuitseer_assets.records import Message, Sample
 from resources import sample_files
-from resources.sample_files import read_sample_ids, read_samples, write_samples
+from resources.sample_files import first_rows_of, read_sample_ids, read_samples, write_samples
 
 
 def make_samples(num: int) -> list[Sample]:
@@ -71,6 +72,21 @@ def test_a_filter_keeps_the_corpus_order(tmp_path, small_shards):
     assert positions == [0, 2, 11, 23]
     assert list(read_samples(tmp_path, sample_ids=[])) == []
     assert list(read_samples(tmp_path, sample_ids=["unknown"])) == []
+
+
+def test_places_are_counted_over_shards_and_row_groups(tmp_path, small_shards):
+    samples = make_samples(25)
+    write_samples(samples, tmp_path)
+    rows = np.zeros(25, bool)
+    rows[[0, 2, 11, 23]] = True
+    assert list(read_samples(tmp_path, rows=rows)) == [samples[n] for n in (0, 2, 11, 23)]
+    assert list(read_samples(tmp_path, rows=np.zeros(25, bool))) == []
+    first_rows = first_rows_of(tmp_path)
+    assert first_rows.pop(tmp_path) == 25
+    assert list(first_rows.values()) == [0, 10, 20]
+    for path, first in first_rows.items():
+        stored = pq.read_table(path)["sample_id"].to_pylist()
+        assert stored == [s.sample_id for s in samples[first : first + len(stored)]]
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path, small_shards):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from circuitseer_assets.errors import WarehouseError
 from circuitseer_assets.records import Artifact
 from resources.warehouse import Warehouse
+from resources.warehouse_rows import FileRows
 from resources.warehouse_schema import (
+    LARGE_OWNED_TABLES,
     MIGRATIONS,
     OWNED_TABLES,
     SHARED_TABLES,
@@ -139,7 +143,10 @@ def test_other_content_under_the_same_id_supersedes_it_and_what_was_made_from_it
             {"subset_members": member_rows("subset-2", "a")},
             r"subset_members\.subset_id must be the recorded artifact's id 'subset-1', got 'subs",
         ),
-        ({"subset_members": member_rows("subset-1", "a", "a")}, r"refused a statement: Constraint"),
+        (
+            {"subset_members": member_rows("subset-1", "a", "a")},
+            r"each sample_id must be in subset_members once for one subset_id, got 2 rows of 1",
+        ),
         ({"subset_members": member_rows("subset-1", "a", weight=0)}, r"CHECK constraint"),
         (
             {"subset_members": member_rows("subset-1", "a").drop_columns(["score"])},
@@ -517,3 +524,38 @@ def test_misnamed_migration_is_refused(version_1: Path, name: str, message: str)
     (version_1 / name).write_text("select 1")
     with pytest.raises(WarehouseError, match=message):
         list_migrations(version_1)
+
+
+# rows in files ------------------------------------------------------------------------------------
+
+
+def test_rows_in_files_are_those_of_a_table(warehouse: Warehouse, tmp_path: Path) -> None:
+    rows = member_rows("subset-1", *"abcde")
+    for number, part in enumerate((rows.slice(0, 2), rows.slice(2))):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        own = part.drop_columns(["subset_id"]).append_column("unasked", pa.array([0] * len(part)))
+        pq.write_table(own, tmp_path / "files" / f"part-{number}.parquet")
+    columns = [name for name in rows.column_names if name != "subset_id"]
+    filed = FileRows("part-*.parquet", columns, {"subset_id": "subset-1"})
+    of_files = {"subset_members": filed.inside(tmp_path / "files")}
+    warehouse.record(made("subset-1"), of_files)
+    stored = warehouse.query("from subset_members order by sample_id")
+    assert stored.to_pylist() == rows.to_pylist()
+    with pytest.raises(WarehouseError, match=r"must be the recorded artifact's id 'subset-2'"):
+        warehouse.record(made("subset-2"), of_files)
+
+
+def test_an_older_warehouse_keeps_its_rows_and_loses_its_keys(tmp_path: Path) -> None:
+    older = tmp_path / "migrations"
+    older.mkdir()
+    for path in list(list_migrations().values())[:7]:
+        shutil.copy(path, older)
+    rows = {"subset_members": member_rows("subset-1", "a", "b")}
+    Warehouse(tmp_path / "old.duckdb", migrations=older).record(made("subset-1"), rows)
+    warehouse = Warehouse(tmp_path / "old.duckdb")
+    assert warehouse.query("from subset_members").to_pylist() == rows["subset_members"].to_pylist()
+    keys = warehouse.query(
+        "select table_name from duckdb_constraints() where constraint_type = 'PRIMARY KEY'"
+    )
+    large = {"samples", "sample_lengths", "sample_scores", "unscored_samples"}
+    assert not {*keys["table_name"].to_pylist()} & {*large, *LARGE_OWNED_TABLES}

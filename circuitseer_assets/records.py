@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 STAGES = (
     "corpus",
@@ -217,6 +217,36 @@ class SubsetMember:
     weight: float
     sampling_key: float
     inclusion_probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuning:
+    """What a fine-tuning did.
+
+    `losses` holds (step, loss in nats a response token). `first_loss_nats` and `final_loss_nats`
+    are means over the first and the last epoch, which saw the same samples; of less than two epochs
+    over the first and the last quarter of the steps, at most 25. `num_train_tokens`
+    counts the rows' tokens once, prompts included; `num_response_tokens` those that carry loss.
+    `duration_s` is the time of the last call: a resumed training took longer in all.
+    """
+
+    losses: tuple[tuple[int, float], ...]
+    num_steps: int
+    num_samples: int
+    num_train_tokens: int
+    num_response_tokens: int
+    dropped: tuple[str, ...]
+    truncated: tuple[str, ...]
+    first_loss_nats: float
+    final_loss_nats: float
+    duration_s: float
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the fine-tuning that `dataclasses.asdict` gave, after a way through JSON."""
+        losses = tuple((step, loss) for step, loss in values["losses"])
+        names = {name: tuple(values[name]) for name in ("dropped", "truncated")}
+        return cls(**{**values, "losses": losses, **names})
 
 
 @dataclass(frozen=True, slots=True)

@@ -407,9 +407,11 @@ class TrainingSettings(_Frozen):
 class EvaluationSettings(_Frozen):
     """Which problems are answered, how often, and how answers are generated.
 
-    The article's nine data sets are not named in the summaries read.
+    The article's nine data sets are not named in the summaries read. What answers, `backend`, is
+    part of the question: two engines draw, and round, in their own ways.
     """
 
+    backend: Literal["hf", "vllm"] = "hf"
     tasks: Annotated[tuple[Text, ...], Field(min_length=1)]
     max_problems: Count | None = None
     num_repeats: Count = 1
@@ -430,6 +432,29 @@ class EvaluationSettings(_Frozen):
 # execution and the whole --------------------------------------------------------------------------
 
 
+class TrainingPlacement(_Frozen):
+    """Which processes train: how many, one a GPU or all on the CPU, and what each of them holds.
+
+    Each takes its share of `training.batch_size`, so that a step's loss is one process's; only what
+    a dropout masks is drawn anew. `own_process` keeps a training's memory, and its crash, out of
+    the process that runs the graph; the cells of a sweep or a study, which are many and small, do
+    without where one process trains.
+    """
+
+    num_processes: Count = 1
+    sharding: Literal["none", "fsdp"] = "none"
+    own_process: bool = True
+
+    @model_validator(mode="after")
+    def _shards_are_several(self) -> Self:
+        if self.sharding == "fsdp" and self.num_processes == 1:
+            raise ValueError(
+                "sharding must be none where num_processes is 1, got fsdp; set num_processes to "
+                "the number of GPUs"
+            )
+        return self
+
+
 class ExecutionSettings(_Frozen):
     """How work is cut up; no result depends on it beyond rounding."""
 
@@ -437,6 +462,7 @@ class ExecutionSettings(_Frozen):
     max_cached_layers: Count | None = None
     shard_samples: Count = 256
     mlflow_tracking_uri: str | None = None
+    training: TrainingPlacement = TrainingPlacement()
 
 
 class AutomationSettings(_Frozen):
@@ -538,6 +564,27 @@ class Settings(_Frozen):
             raise ValueError(
                 "evaluation.tasks must not hold gsm8k where corpus.source is reasoning_gym: its "
                 "templates re-word GSM8K's test problems; evaluate gsm_symbolic, or another corpus"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _processes_can_train(self) -> Self:
+        placement, training = self.execution.training, self.training
+        if training.batch_size % placement.num_processes:
+            raise ValueError(
+                f"training.batch_size must be a multiple of execution.training.num_processes "
+                f"({placement.num_processes}), for each takes its share of it, got "
+                f"{training.batch_size}"
+            )
+        if placement.num_processes > 1 and ":" in self.base_model.device:
+            raise ValueError(
+                f"base_model.device must be auto, cuda or cpu where execution.training."
+                f"num_processes is {placement.num_processes}, got {self.base_model.device}"
+            )
+        if placement.sharding == "fsdp" and training.lora is not None:
+            raise ValueError(
+                "execution.training.sharding must be none where training.lora is set, for adapters "
+                "are merged into whole weights, got fsdp"
             )
         return self
 

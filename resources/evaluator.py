@@ -6,6 +6,8 @@ the same whatever the number of repeats.
 """
 
 import contextlib
+import gc
+import importlib.util
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -25,15 +27,28 @@ from resources.benchmarks import (
 )
 
 if TYPE_CHECKING:
-    from resources.language_model import LanguageModel
+    from resources.language_model import LanguageModel, ModelFiles
 
 __all__ = ["evaluate", "known_tasks", "load_problems", "task_version"]
 
 Progress = Callable[[str, int, int], None]
 
 
+def ensure_backend(settings: EvaluationSettings) -> None:
+    """Returns if what answers is installed.
+
+    Raises:
+        EvaluationError: it is an extra that is not.
+    """
+    if settings.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise EvaluationError(
+            "evaluation.backend must be hf where vLLM is not installed, got vllm; install it with "
+            "`uv pip install -e '.[vllm]'`, or set evaluation.backend to hf"
+        )
+
+
 def evaluate(
-    language_model: "LanguageModel",
+    language_model: "LanguageModel | ModelFiles",
     benchmarks: Sequence[Benchmark],
     settings: EvaluationSettings,
     *,
@@ -43,38 +58,60 @@ def evaluate(
 ) -> list[Outcome]:
     """Returns the outcome of every repeat of every problem of `benchmarks`.
 
-    Answers are greedy at temperature 0, else sampled with `settings.seed`. A response is truncated
-    when it did not end within `max_new_tokens`, or within the model's context. `report_progress`
-    gets a task's name, the number of answers so far, and the number there will be. The responses
-    themselves go to `responses`, where it is set, as JSON lines.
+    They come from a loaded model, or from the files of one that vLLM loads, as `settings.backend`
+    says. Answers are greedy at temperature 0, else sampled with `settings.seed`. A response is
+    truncated when it did not end within `max_new_tokens`, or within the model's context.
+    `report_progress` gets a task's name, the number of answers so far, and the number there will
+    be. The responses themselves go to `responses`, where it is set, as JSON lines.
 
     Raises:
-        EvaluationError: a task is unknown, its problems cannot be read, or its metric is not
-            right-or-wrong.
+        EvaluationError: a task is unknown, its problems cannot be read, its metric is not
+            right-or-wrong, or the backend is not installed.
     """
+    ensure_backend(settings)
+    with quiet_lm_eval():
+        model = _answering_model(language_model, settings)
     outcomes = []
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(responses.open("w", encoding="utf-8")) if responses else None
         for benchmark in benchmarks:
             task = load_task(benchmark, folder=folder)
-            for outcome, response in _evaluate_task(
-                language_model, task, settings, report_progress
-            ):
+            for outcome, response in _evaluate_task(model, task, settings, report_progress):
                 outcomes.append(outcome)
                 if file is not None:
                     line = {**asdict(outcome), "response": response}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    del model
+    gc.collect()  # an engine holds its memory until nobody holds it
     return outcomes
 
 
+def _answering_model(
+    language_model: "LanguageModel | ModelFiles", settings: EvaluationSettings
+) -> Any:
+    from resources.language_model import LanguageModel
+
+    if not isinstance(language_model, LanguageModel):
+        from resources.vllm_generation import AnsweringEngine
+
+        return AnsweringEngine(language_model, batch_size=settings.batch_size)
+    from resources.generation import AnsweringModel
+
+    return AnsweringModel(
+        language_model.model,
+        language_model.tokenizer,
+        max_length=language_model.max_length,
+        batch_size=settings.batch_size,
+        prompt_template=language_model.prompt_template,
+    )
+
+
 def _evaluate_task(
-    language_model: "LanguageModel",
+    model: Any,
     task: Task,
     settings: EvaluationSettings,
     report_progress: Progress | None,
 ) -> Iterator[tuple[Outcome, str]]:
-    from resources.generation import AnsweringModel
-
     positions = task.subset(settings.max_problems)
     _configure(task, settings)
     total = len(positions) * settings.num_repeats
@@ -86,15 +123,7 @@ def _evaluate_task(
                 report_progress(task.name, before + done, total)
 
         with quiet_lm_eval():
-            model = AnsweringModel(
-                language_model.model,
-                language_model.tokenizer,
-                max_length=language_model.max_length,
-                batch_size=settings.batch_size,
-                prompt_template=getattr(language_model, "prompt_template", None),
-                report=report,
-            )
-            samples = _run_pass(model, task, positions, settings.seed + repeat)
+            samples = _run_pass(model, task, positions, settings.seed + repeat, report)
         for sample, truncated in zip(samples, model.truncated, strict=True):
             outcome = Outcome(
                 task=task.name,
@@ -128,14 +157,16 @@ def _configure(task: Task, settings: EvaluationSettings) -> None:
     lm_eval_task.set_fewshot_seed(settings.seed)
 
 
-def _run_pass(model: Any, task: Task, positions: list[int], seed: int) -> list[dict[str, Any]]:
+def _run_pass(
+    model: Any, task: Task, positions: list[int], seed: int, report: Callable[[int], None]
+) -> list[dict[str, Any]]:
     """Returns lm-eval's record of one answer to each problem, in the order of `positions`."""
     import lm_eval
     import torch
 
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        model.begin_pass(seed, report)
         results = lm_eval.evaluate(
             lm=model,
             task_dict={"tasks": {task.name: task.lm_eval_task}},

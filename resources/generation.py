@@ -13,6 +13,14 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from transformers import GenerationConfig
 
+from resources.generation_text import (
+    encode_prompt,
+    end_tokens,
+    fill_template,
+    has_template,
+    read_response,
+)
+
 
 class AnsweringModel(HFLM):  # type: ignore[misc]
     """lm-eval's Hugging Face model, with truncation seen and the prompt's tokens left whole.
@@ -30,19 +38,24 @@ class AnsweringModel(HFLM):  # type: ignore[misc]
         max_length: int,
         batch_size: int,
         prompt_template: str | None,
-        report: Callable[[int], None],
     ) -> None:
         super().__init__(
             pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size
         )
         self.prompt_template = prompt_template
         self.truncated: list[bool] = []
-        self._report = report
+
+        self._report: Callable[[int], None]
 
     @property
     def has_template(self) -> bool:
         """Whether prompts are rendered before they are tokenised."""
-        return self.prompt_template is not None or self.tokenizer.chat_template is not None
+        return has_template(self.tokenizer, self.prompt_template)
+
+    def begin_pass(self, seed: int, report: Callable[[int], None]) -> None:
+        """Sets what the next answers are drawn with, and who hears of them."""
+        torch.manual_seed(seed)
+        self._report = report
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -50,8 +63,7 @@ class AnsweringModel(HFLM):  # type: ignore[misc]
         """Returns the conversation as the model reads it."""
         if self.prompt_template is None:
             return str(super().apply_chat_template(chat_history, add_generation_prompt))
-        text = "\n\n".join(turn["content"].strip() for turn in chat_history)
-        return self.prompt_template.replace("{prompt}", text)
+        return fill_template(self.prompt_template, chat_history)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Returns the responses in order; `truncated` then says which of them did not end."""
@@ -69,16 +81,15 @@ class AnsweringModel(HFLM):  # type: ignore[misc]
                     [prompts[i] for i in batch], min(room, max_new_tokens), until, settings
                 )
                 for i, row in zip(batch, tokens, strict=True):
-                    responses[i], self.truncated[i] = self._read(row, until)
+                    responses[i], self.truncated[i] = read_response(
+                        self.tokenizer, row, self.end_tokens, until
+                    )
             done += len(batch)
             self._report(done)
         return responses
 
     def _encode(self, text: str) -> list[int]:
-        chat = self.prompt_template is None and self.tokenizer.chat_template is not None
-        ids = list(self.tokenizer.encode(text, add_special_tokens=not chat))
-        # Some tokenizers end every text themselves, even a prompt.
-        return ids[:-1] if not chat and ids[-1:] == [self.tokenizer.eos_token_id] else ids
+        return encode_prompt(self.tokenizer, text, self.prompt_template)
 
     def _batches(self, lengths: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:
         """Returns batches of positions, longest first.
@@ -126,16 +137,6 @@ class AnsweringModel(HFLM):  # type: ignore[misc]
             )
         return [list(row) for row in output[:, longest:].tolist()]
 
-    def _read(self, tokens: list[int], until: list[str]) -> tuple[str, bool]:
-        """Returns a response's text, and whether it was cut off before it ended."""
-        ends = set(self.end_tokens)
-        end = next((i for i, token in enumerate(tokens) if token in ends), None)
-        text = str(self.tokenizer.decode(tokens[:end], skip_special_tokens=True))
-        stops = [text.find(stop) for stop in until if stop in text]
-        if stops:
-            return text[: min(stops)], False
-        return text, end is None
-
     @contextmanager
     def _only_what_is_asked(self) -> Iterator[None]:
         # Whatever is not asked for would be taken from the model's own configuration.
@@ -149,8 +150,4 @@ class AnsweringModel(HFLM):  # type: ignore[misc]
     @property
     def end_tokens(self) -> list[int]:
         """The tokens that end a response: the tokenizer's, and those the model was made with."""
-        configured = self.model.generation_config.eos_token_id
-        listed = configured if isinstance(configured, list) else [configured]
-        return sorted(
-            {token for token in [*listed, self.tokenizer.eos_token_id] if token is not None}
-        )
+        return end_tokens(self.tokenizer, self.model.generation_config.eos_token_id)

@@ -28,10 +28,13 @@ from resources.model_files import (
 
 __all__ = [
     "LanguageModel",
+    "ModelFiles",
     "ModelIdentity",
+    "find_model_files",
     "identify_model",
     "load_language_model",
     "model_digest",
+    "resolve_device",
     "resolve_dtype",
 ]
 
@@ -132,6 +135,27 @@ class LanguageModel:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model that another program loads: its folder, and what is known without its weights."""
+
+    folder: Path
+    identity: ModelIdentity
+    dtype: str
+    max_length: int
+    prompt_template: str | None = None
+
+    @property
+    def model_digest(self) -> str:
+        """The digest of weights and configuration."""
+        return self.identity.model_digest
+
+    @property
+    def has_defaults(self) -> bool:
+        """Whether the model brings settings of its own for generating."""
+        return (self.folder / "generation_config.json").is_file()
+
+
+@dataclass(frozen=True, slots=True)
 class _EncodedChat:
     """A chat's text and tokens; the content is of the problem's own text, in characters."""
 
@@ -171,11 +195,7 @@ def load_language_model(settings: BaseModelSettings, *, cache: Path) -> Language
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    identity = identify_model(settings, cache=cache)
-    if isinstance(settings, GgufModel):
-        folder = _converted(find_gguf_file(settings), cache / f"gguf-{identity.model_digest}")
-    else:
-        folder = find_model_folder(settings)
+    identity, folder = _identify_and_find(settings, cache)
     tokenizer = _load_tokenizer(folder, settings.prompt_template)
     device, dtype = _device_and_dtype(settings)
     try:
@@ -191,12 +211,42 @@ def load_language_model(settings: BaseModelSettings, *, cache: Path) -> Language
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _cannot_load(folder, error) from error
     model = model.eval().requires_grad_(False)
+    max_length = _max_length(model.config, tokenizer)
+    return LanguageModel(model, tokenizer, identity, max_length, settings.prompt_template)
+
+
+def find_model_files(settings: BaseModelSettings, *, cache: Path) -> ModelFiles:
+    """Returns the model's files, for a program that loads them by itself.
+
+    Raises:
+        ModelError: as `load_language_model`, but for what only the weights could tell.
+    """
+    from transformers import AutoConfig
+
+    identity, folder = _identify_and_find(settings, cache)
+    tokenizer = _load_tokenizer(folder, settings.prompt_template)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load(folder, error) from error
+    dtype, max_length = resolve_dtype(settings), _max_length(config, tokenizer)
+    return ModelFiles(folder, identity, dtype, max_length, settings.prompt_template)
+
+
+def _identify_and_find(settings: BaseModelSettings, cache: Path) -> tuple[ModelIdentity, Path]:
+    identity = identify_model(settings, cache=cache)
+    if isinstance(settings, GgufModel):
+        gguf = find_gguf_file(settings)
+        return identity, _converted(gguf, cache / f"gguf-{identity.model_digest}")
+    return identity, find_model_folder(settings)
+
+
+def _max_length(config: Any, tokenizer: "PreTrainedTokenizerBase") -> int:
     lengths = (
-        getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        getattr(config.get_text_config(), "max_position_embeddings", None),
         tokenizer.model_max_length,
     )
-    max_length = min(length for length in lengths if length is not None)
-    return LanguageModel(model, tokenizer, identity, int(max_length), settings.prompt_template)
+    return int(min(length for length in lengths if length is not None))
 
 
 def _load_tokenizer(folder: Path, prompt_template: str | None) -> "PreTrainedTokenizerBase":
@@ -230,6 +280,15 @@ def resolve_dtype(settings: BaseModelSettings) -> str:
     if settings.dtype != "auto":
         return settings.dtype
     return str(_device_and_dtype(settings)[1]).removeprefix("torch.")
+
+
+def resolve_device(settings: BaseModelSettings) -> "torch.device":
+    """Returns the device the model is loaded onto.
+
+    Raises:
+        ModelError: the device is not one of this machine.
+    """
+    return _device_and_dtype(settings)[0]
 
 
 def _device_and_dtype(settings: BaseModelSettings) -> "tuple[torch.device, torch.dtype]":

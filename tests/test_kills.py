@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 import pytest
 
 from circuitseer_assets.settings import PROJECT_ROOT
@@ -39,10 +40,11 @@ def _own_homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, str(tmp_path))  # to be put back
 
 
-def make_home(folder: Path) -> Home:
+def make_home(folder: Path, *, own_process: bool = False) -> Home:
     folder.mkdir()
     values = small_settings()
-    values["execution"] = {"shard_samples": SHARD_SAMPLES}
+    placement = {"own_process": own_process}
+    values["execution"] = {"shard_samples": SHARD_SAMPLES, "training": placement}
     values["training"]["save_interval_steps"] = SAVE_STEPS
     write_settings(folder, values)
     return Home.prepared(folder)
@@ -190,6 +192,20 @@ def wait_until_at_work(home: Home, num_artifacts: int, process: subprocess.Popen
         time.sleep(0.02)
 
 
+def training_processes(home: Home) -> list[psutil.Process]:
+    work = f"{home.folder / 'work'}/"
+    everyone = psutil.process_iter(["cmdline"])
+    return [p for p in everyone if any(w.startswith(work) for w in p.info["cmdline"] or ())]
+
+
+def wait_until_alone(home: Home) -> None:
+    """Returns once no process trains in the home any more."""
+    end = time.monotonic() + 5
+    while left := training_processes(home):
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
+
+
 def runs_of(home: Home) -> list[Any]:
     home.set_environment()
     with dg.DagsterInstance.get() as instance:
@@ -201,7 +217,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_it_would_have(
     tmp_path: Path,
     tell: Callable[..., None],
 ) -> None:
-    torn = make_home(tmp_path / "torn")
+    # Trained by a process of its own, which has to go with the run and be gone on with.
+    torn = make_home(tmp_path / "torn", own_process=True)
     lots = random.Random(11)
     for number in range(NUM_RUN_KILLS):
         killed = start(torn)
@@ -210,6 +227,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_it_would_have(
         assert killed.poll() is None, "it ended before it was killed"
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
+        wait_until_alone(torn)
         stages = sorted(path.parent.name for path in torn.artifacts.root.glob("*/[!.]*"))
         tell("kills of a run", f"kill {number + 1}", f"{len(stages)} artifacts", ", ".join(stages))
     last = start(torn)

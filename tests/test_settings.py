@@ -74,6 +74,17 @@ BAD = [
     ("base_model.prompt_template", "Q:", r"base_model: prompt_template must contain \{prompt\}"),
     ("evaluation.tasks", ["gsm8k"], r"evaluation.tasks must be among .*\(word_problems\)"),
     ("evaluation.tasks", [], "evaluation.tasks: .*at least 1 item"),
+    ("evaluation.backend", "tgi", "evaluation.backend: .*'hf' or 'vllm', got 'tgi'"),
+    (
+        "execution",
+        {"training": {"num_processes": 3}},
+        r"training.batch_size must be a multiple of execution.training.num_processes \(3\), .*16",
+    ),
+    (
+        "execution",
+        {"training": {"sharding": "fsdp"}},
+        "execution.training: sharding must be none where num_processes is 1, got fsdp; set",
+    ),
     ("evaluation.num_repeats", 4, "evaluation: temperature must be above 0 when num_repeats"),
     ("training.epochs", "two", "training.epochs: .*valid number, got 'two'"),
     ("head_ranking.fraction", 1.5, "head_ranking.fraction: .*less than or equal to 1, got 1.5"),
@@ -109,6 +120,23 @@ def test_a_bad_value_is_named_with_path_value_rule_and_remedy(
     with pytest.raises(SettingsError, match=message) as caught:
         parse_settings(set_value(values, path, value), origin="circuitseer.yaml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("slice_", "name", "value", "message"),
+    [
+        ("base_model", "device", "cuda:1", "base_model.device must be auto, cuda or cpu .* cuda:1"),
+        ("training", "lora", {}, "execution.training.sharding must be none where training.lora"),
+    ],
+)
+def test_what_several_processes_cannot_train_is_refused(
+    values: dict[str, Any], slice_: str, name: str, value: Any, message: str
+) -> None:
+    values["execution"] = {"training": {"num_processes": 2, "sharding": "fsdp"}}
+    parse_settings(values, origin="circuitseer.yaml")
+    values[slice_][name] = value
+    with pytest.raises(SettingsError, match=message):
+        parse_settings(values, origin="circuitseer.yaml")
 
 
 def test_a_missing_slice_says_where_to_add_it(values: dict[str, Any]) -> None:

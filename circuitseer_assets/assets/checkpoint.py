@@ -1,9 +1,9 @@
 """Stage checkpoint: the base model fine-tuned on the subset, logged as an MLflow model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -13,16 +13,14 @@ from circuitseer_assets.assets.slices import settings_key
 from circuitseer_assets.assets.stage import Made, Materialised, StageRun
 from circuitseer_assets.errors import ArtifactError
 from circuitseer_assets.method.figures import draw_loss_curve, to_markdown_image
-from circuitseer_assets.records import Artifact, ModelUse, artifact_id_of
+from circuitseer_assets.records import Artifact, FineTuning, ModelUse, Sample, artifact_id_of
 from resources.artifacts import digest_file
 from resources.home import Home
 from resources.language_model import load_language_model
 from resources.sample_files import read_samples
 from resources.tracking import TrackedRun
 from resources.tracking_inputs import log_training_set
-
-if TYPE_CHECKING:
-    from circuitseer_assets.method.checkpoint import FineTuning
+from resources.training_launch import Report, train_in_own_process
 
 CODE_VERSION = "2"
 CHECKPOINT_FILE = "checkpoint.json"
@@ -105,9 +103,8 @@ def _train_and_log(run: StageRun, subset: Artifact, checkpoint_id: str, folder: 
 
 def _fine_tune(
     run: StageRun, subset: Artifact, members: Path, work: Path, tracked: TrackedRun
-) -> tuple["FineTuning", ModelUse]:
-    from circuitseer_assets.method.checkpoint import count_steps, fine_tune
-    from circuitseer_assets.method.forwards import count_forwards
+) -> tuple[FineTuning, ModelUse]:
+    from circuitseer_assets.method.training_rows import count_steps
 
     corpus = run.folder(run.ancestor(subset, "corpus")) / "samples"
     wanted = set(pq.read_table(members, columns=["sample_id"])["sample_id"].to_pylist())
@@ -119,6 +116,25 @@ def _fine_tune(
         tracked.log_metrics(step, metrics)
         progress(step, total)
 
+    if run.context is not None and _has_own_process(run):
+        return train_in_own_process(
+            run.context, run.settings, samples, work=work, models=run.home.models, report=report
+        )
+    return _fine_tune_here(run, samples, work, report)
+
+
+def _has_own_process(run: StageRun) -> bool:
+    # A cell is one of dozens, and a process imports for longer than a cell of a small model trains.
+    placement, is_cell = run.settings.execution.training, run.partition is not None
+    return placement.num_processes > 1 or (placement.own_process and not is_cell)
+
+
+def _fine_tune_here(
+    run: StageRun, samples: Sequence[Sample], work: Path, report: Report
+) -> tuple[FineTuning, ModelUse]:
+    from circuitseer_assets.method.checkpoint import fine_tune
+    from circuitseer_assets.method.forwards import count_forwards
+
     base_model = load_language_model(run.settings.base_model, cache=run.home.models)
     with count_forwards(base_model.model) as counted:
         fine_tuning = fine_tune(
@@ -126,6 +142,7 @@ def _fine_tune(
             base_model.tokenizer,
             samples,
             run.settings.training,
+            run.settings.execution.training,
             output_dir=work,
             prompt_template=run.settings.base_model.prompt_template,
             report=report,
@@ -137,7 +154,7 @@ def _describe(
     run: StageRun,
     subset: Artifact,
     checkpoint_id: str,
-    fine_tuning: "FineTuning",
+    fine_tuning: FineTuning,
     uri: str,
     model: Path,
     folder: Path,

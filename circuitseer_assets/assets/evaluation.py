@@ -1,7 +1,7 @@
 """Stage evaluation: Pass@1 of the base model and of the checkpoint, on the same problems."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
@@ -16,13 +16,18 @@ from circuitseer_assets.assets.slices import settings_key
 from circuitseer_assets.assets.stage import Made, Materialised, StageRun
 from circuitseer_assets.method.evaluation import TaskSummary, compare, summarise
 from circuitseer_assets.method.figures import draw_pass_at_1, to_markdown_image
-from circuitseer_assets.records import Artifact, Outcome, artifact_id_of
+from circuitseer_assets.records import Artifact, ModelUse, Outcome, artifact_id_of
 from circuitseer_assets.settings import BaseModelSettings, LocalModel
 from resources.artifacts import digest_files
 from resources.benchmarks import benchmark_digest, task_version
-from resources.evaluator import evaluate
+from resources.evaluator import ensure_backend, evaluate
 from resources.home import Home
-from resources.language_model import load_language_model
+from resources.language_model import (
+    LanguageModel,
+    ModelFiles,
+    find_model_files,
+    load_language_model,
+)
 from resources.tracking import TrackedRun
 from resources.tracking_inputs import log_benchmarks, log_model_input
 
@@ -122,29 +127,27 @@ def _evaluate_model(
         return replace(made, mlflow_run_id=tracked.run_id)
 
     def answer(folder: Path) -> Made:
-        from circuitseer_assets.method.forwards import count_forwards
-
-        language_model = load_language_model(model, cache=run.home.models)
         settings = run.settings.evaluation
         progress = run.progress(f"evaluation, {'checkpoint' if parents else 'base model'}")
-        with count_forwards(language_model.model) as counted:
-            outcomes = evaluate(
-                language_model,
+
+        def ask_all(asked: LanguageModel | ModelFiles) -> list[Outcome]:
+            return evaluate(
+                asked,
                 [run.settings.decontamination.benchmark(task) for task in settings.tasks],
                 settings,
                 folder=run.home.folder / "benchmarks",
                 responses=folder / "responses.jsonl",
                 report_progress=lambda task, done, total: progress(done, total),
             )
-        rows = _outcome_rows(outcomes, evaluation_id, ids, language_model.model_digest)
-        del language_model
-        gc.collect()
+
+        outcomes, model_digest, use = _ask_model(run, model, ask_all)
+        rows = _outcome_rows(outcomes, evaluation_id, ids, model_digest)
         pq.write_table(rows, folder / OUTCOMES_FILE)
         return Made(
             data=[OUTCOMES_FILE],
             rows={"evaluation_outcomes": rows},
             summary={"num_outcomes": len(outcomes)},
-            model_use=counted.use,
+            model_use=use,
         )
 
     return run.reuse_or_make(
@@ -155,6 +158,27 @@ def _evaluate_model(
         code_version=CODE_VERSION,
         also_from=[base.artifact] if base else [],
     )
+
+
+def _ask_model(
+    run: StageRun,
+    model: BaseModelSettings,
+    ask_all: Callable[[LanguageModel | ModelFiles], list[Outcome]],
+) -> tuple[list[Outcome], str, ModelUse | None]:
+    """Returns the answers, the digest of what gave them, and its use, which vLLM does not tell."""
+    ensure_backend(run.settings.evaluation)
+    if run.settings.evaluation.backend == "vllm":
+        files = find_model_files(model, cache=run.home.models)
+        return ask_all(files), files.model_digest, None
+    from circuitseer_assets.method.forwards import count_forwards
+
+    language_model = load_language_model(model, cache=run.home.models)
+    with count_forwards(language_model.model) as counted:
+        outcomes = ask_all(language_model)
+    model_digest = language_model.model_digest
+    del language_model
+    gc.collect()
+    return outcomes, model_digest, counted.use
 
 
 def _log_question(run: StageRun, tracked: TrackedRun, checkpoints: Sequence[Artifact]) -> None:

@@ -79,8 +79,9 @@ class StageRun:
 
     `parents` are the artifacts that the upstream assets last materialised, by the asset's name.
     Without a `dagster_run_id` the stage is planned: it goes as far as it finds what it needs.
-    `asset` and `partition` are what Dagster is materialising; `own_keys` are those of assets that a
-    cell has of its own, by the stage's name.
+    `asset` and `partition` are what Dagster is materialising, and `context` is what it gives, for
+    whoever starts a process; `own_keys` are those of assets that a cell has of its own, by the
+    stage's name.
     """
 
     home: Home
@@ -90,6 +91,7 @@ class StageRun:
     asset: str | None = None
     partition: str | None = None
     own_keys: Mapping[str, dg.AssetKey] = field(default_factory=dict)
+    context: dg.AssetExecutionContext | None = None
 
     @classmethod
     def of(cls, context: dg.AssetExecutionContext, home: Home, *slices: str) -> "StageRun":
@@ -105,7 +107,7 @@ class StageRun:
             return latest_artifact(context.instance, home, name)
 
         run_id, asset = context.run.run_id, _asset_of(context)
-        return cls(home, home.settings(), find_parent, run_id, asset)
+        return cls(home, home.settings(), find_parent, run_id, asset, context=context)
 
     @classmethod
     def of_cell(
@@ -148,6 +150,7 @@ class StageRun:
             _asset_of(context),
             context.partition_key,
             own_keys,
+            context,
         )
 
     @classmethod

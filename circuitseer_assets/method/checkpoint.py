@@ -6,16 +6,17 @@ long is known and returned, and so that a prompt has exactly the tokens it has i
 
 import gc
 import json
-import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import SFTTrainer
 
 from circuitseer_assets.errors import ModelError
@@ -27,9 +28,9 @@ from circuitseer_assets.method.trainer import (
     build_trainer,
     no_progress_bars,
 )
-from circuitseer_assets.method.training_rows import tokenize_samples
-from circuitseer_assets.records import Sample, digest_of
-from circuitseer_assets.settings import TrainingSettings
+from circuitseer_assets.method.training_rows import steps_an_epoch, tokenize_samples
+from circuitseer_assets.records import FineTuning, Sample, digest_of
+from circuitseer_assets.settings import TrainingPlacement, TrainingSettings
 
 CODE_VERSION = "1"
 """Counts up whenever the same inputs would give another checkpoint."""
@@ -37,34 +38,12 @@ CODE_VERSION = "1"
 _RESULT = "fine_tuning.json"
 
 
-@dataclass(frozen=True, slots=True)
-class FineTuning:
-    """What a fine-tuning did.
-
-    `losses` holds (step, loss in nats a response token). `first_loss_nats` and `final_loss_nats`
-    are means over the first and the last epoch, which saw the same samples; of less than two epochs
-    over the first and the last quarter of the steps, at most 25. `num_train_tokens`
-    counts the rows' tokens once, prompts included; `num_response_tokens` those that carry loss.
-    `duration_s` is the time of the last call: a resumed training took longer in all.
-    """
-
-    losses: tuple[tuple[int, float], ...]
-    num_steps: int
-    num_samples: int
-    num_train_tokens: int
-    num_response_tokens: int
-    dropped: tuple[str, ...]
-    truncated: tuple[str, ...]
-    first_loss_nats: float
-    final_loss_nats: float
-    duration_s: float
-
-
 def fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     samples: Sequence[Sample],
     settings: TrainingSettings,
+    placement: TrainingPlacement,
     *,
     output_dir: Path,
     prompt_template: str | None,
@@ -77,10 +56,14 @@ def fine_tune(
     `report` gets every step with its metrics. A training that was interrupted goes on from its last
     trainer checkpoint in `output_dir`, and one that had ended is returned as it ended.
 
+    Every process of a `placement` of several calls this with the same arguments, and each gets the
+    same; only the first reports and writes. A step's loss is then one process's within 1e-4 of it.
+
     Raises:
         SettingsError: no sample is short enough, or there is no template to render prompts with.
-        ModelError: the chat template refuses a sample, the loss stopped being a number, or a
-            trainer checkpoint holds what could run code.
+        ModelError: the chat template refuses a sample, the loss stopped being a number, a trainer
+            checkpoint holds what could run code, or there are not as many processes as the
+            placement says.
 
     Reference: CircuitSeer, arXiv 2510.18470, fine-tunes on the drawn subset.
     Deviation: its recipe is not found in the summaries read; all of it is `settings`.
@@ -94,10 +77,15 @@ def fine_tune(
     if ended is not None:
         return ended
     with no_progress_bars():
-        trainer = build_trainer(model, tokenizer, data.rows, settings, output_dir / "trainer")
+        trainer = build_trainer(
+            model, tokenizer, data.rows, settings, placement, output_dir / "trainer"
+        )
         trainer.add_callback(Reporter(report))
         trainer.add_callback(WholeCheckpoints())
-        last = _last_whole_checkpoint(output_dir / "trainer", identity)
+        # What one placement saved, another does not resume from: each shards it in its own way.
+        stamp = digest_of([identity, placement.num_processes, placement.sharding])
+        with PartialState().main_process_first():  # which clears away; the others find it done
+            last = _last_whole_checkpoint(output_dir / "trainer", stamp)
         _train(trainer, last)
         _save(trainer, tokenizer, settings, output_dir / "model")
     losses = tuple(
@@ -113,11 +101,13 @@ def fine_tune(
         num_response_tokens=sum(len(row.input_ids) - row.response_start for row in data.rows),
         dropped=data.dropped,
         truncated=data.truncated,
-        **_first_and_final([loss for _, loss in losses], _steps_an_epoch(len(data.rows), settings)),
+        **_first_and_final([loss for _, loss in losses], steps_an_epoch(len(data.rows), settings)),
         duration_s=time.monotonic() - started,
     )
-    _write_result(output_dir, identity, fine_tuning)
-    shutil.rmtree(output_dir / "trainer", ignore_errors=True)
+    if PartialState().is_main_process:
+        _write_result(output_dir, identity, fine_tuning)
+        shutil.rmtree(output_dir / "trainer", ignore_errors=True)
+    PartialState().wait_for_everyone()
     del trainer, model
     _release_memory()
     return fine_tuning
@@ -132,18 +122,6 @@ def _train(trainer: SFTTrainer, checkpoint: str | None) -> None:
             f"file that holds something else, which could run code; remove that folder and run "
             f"again, to train on from an older one or from the start"
         ) from error
-
-
-def count_steps(num_samples: int, settings: TrainingSettings) -> int:
-    """Returns the number of optimiser steps that training on `num_samples` takes."""
-    if settings.max_steps is not None:
-        return settings.max_steps
-    return math.ceil(settings.epochs * _steps_an_epoch(num_samples, settings))
-
-
-def _steps_an_epoch(num_samples: int, settings: TrainingSettings) -> int:
-    batches = math.ceil(num_samples / settings.batch_size)
-    return math.ceil(batches / settings.gradient_accumulation_steps)
 
 
 # files --------------------------------------------------------------------------------------------
@@ -178,6 +156,10 @@ def _save(
     folder: Path,
 ) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled:
+        model = _gathered(trainer)
+    if not PartialState().is_main_process:
+        return
     if settings.lora is not None:
         # Merged in float32: in bfloat16 a small update of a large weight would be rounded away.
         model = model.float().merge_and_unload()
@@ -188,6 +170,20 @@ def _save(
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+
+
+def _gathered(trainer: SFTTrainer) -> PreTrainedModel:
+    """Returns a sharded model, whole in the first process; all give their shards."""
+    sharded: Any = trainer.model
+    weights = trainer.accelerator.get_state_dict(sharded)
+    automatic: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        whole: PreTrainedModel = automatic.from_config(sharded.config)
+    if PartialState().is_main_process:
+        whole.load_state_dict(weights, assign=True)
+        whole.tie_weights()
+        whole.generation_config = sharded.generation_config
+    return whole
 
 
 def _write_result(output_dir: Path, identity: str, fine_tuning: FineTuning) -> None:
@@ -203,10 +199,7 @@ def _read_result(output_dir: Path, identity: str) -> FineTuning | None:
     stored = json.loads(path.read_text())
     if stored["identity"] != identity:
         return None
-    values = stored["fine_tuning"]
-    values["losses"] = tuple((step, loss) for step, loss in values["losses"])
-    values["dropped"], values["truncated"] = tuple(values["dropped"]), tuple(values["truncated"])
-    return FineTuning(**values)
+    return FineTuning.of(stored["fine_tuning"])
 
 
 def _weights_digest(model: PreTrainedModel) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import torch
+from accelerate import PartialState
 from datasets import (
     Dataset,
     are_progress_bars_disabled,
@@ -22,8 +23,9 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from circuitseer_assets.errors import ModelError
+from circuitseer_assets.method.shared_training import SharedTrainer
 from circuitseer_assets.method.training_rows import TrainingRow
-from circuitseer_assets.settings import Lora, TrainingSettings
+from circuitseer_assets.settings import Lora, TrainingPlacement, TrainingSettings
 
 WHOLE_MARK = "whole"
 """The file that says that all other files of a trainer checkpoint are written."""
@@ -32,7 +34,7 @@ Report = Callable[[int, Mapping[str, float]], None]
 
 
 class Reporter(TrainerCallback):
-    """Passes every logged step on, and stops a training whose loss is no number."""
+    """Passes every logged step on, once, and stops a training whose loss is no number."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -51,7 +53,8 @@ class Reporter(TrainerCallback):
                 f"the training loss must be a number, got {metrics['loss']} at step "
                 f"{state.global_step}; lower training.learning_rate or training.max_grad_norm"
             )
-        self._report(state.global_step, metrics)
+        if state.is_world_process_zero:
+            self._report(state.global_step, metrics)
 
 
 class WholeCheckpoints(TrainerCallback):
@@ -59,6 +62,9 @@ class WholeCheckpoints(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks the checkpoint just written."""
+        PartialState().wait_for_everyone()  # each writes files of its own
+        if not state.is_world_process_zero:
+            return
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE_MARK).touch()
 
 
@@ -67,9 +73,14 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[TrainingRow],
     settings: TrainingSettings,
+    placement: TrainingPlacement,
     folder: Path,
 ) -> SFTTrainer:
-    """Returns a trainer of `model` on `rows` that keeps its checkpoints in `folder`."""
+    """Returns a trainer of `model` on `rows` that keeps its checkpoints in `folder`.
+
+    Raises:
+        ModelError: there are not as many processes as the placement says.
+    """
     # All weights train in float32, under autocast where asked; frozen ones need no such precision.
     frozen_in_bfloat16 = settings.lora is not None and settings.dtype == "bfloat16"
     module: torch.nn.Module = model
@@ -77,9 +88,17 @@ def build_trainer(
     module.requires_grad_(settings.lora is None)
     # TRL tells the hub of every trainer that is built, unless this is set.
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-    trainer = SFTTrainer(
+    arguments = _trainer_settings(model, settings, placement, folder)
+    if arguments.world_size != placement.num_processes:
+        raise ModelError(
+            f"execution.training.num_processes must be the number of processes that train, got "
+            f"{placement.num_processes} for {arguments.world_size}; train in a run of the graph, "
+            f"which starts them"
+        )
+    trainer_class = SFTTrainer if placement.num_processes == 1 else SharedTrainer
+    trainer = trainer_class(
         model=model,
-        args=_trainer_settings(model, settings, folder),
+        args=arguments,
         train_dataset=Dataset.from_dict(
             {
                 "input_ids": [list(row.input_ids) for row in rows],
@@ -97,7 +116,7 @@ def build_trainer(
 
 
 def _trainer_settings(
-    model: PreTrainedModel, settings: TrainingSettings, folder: Path
+    model: PreTrainedModel, settings: TrainingSettings, placement: TrainingPlacement, folder: Path
 ) -> SFTConfig:
     on_cpu = model.device.type == "cpu"
     arguments = SFTConfig(
@@ -109,9 +128,8 @@ def _trainer_settings(
         warmup_steps=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // placement.num_processes,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        activation_checkpointing=settings.gradient_checkpointing,
         bf16=settings.dtype == "bfloat16",
         seed=settings.seed,
         data_seed=settings.seed,
@@ -128,10 +146,23 @@ def _trainer_settings(
         save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
+        **_memory_savers(settings, placement),
     )
     # One process trains on one GPU, however many it sees: TRL refuses to split it over several.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _memory_savers(settings: TrainingSettings, placement: TrainingPlacement) -> dict[str, Any]:
+    if placement.sharding == "none":
+        # Its old name, which all of transformers 5 knows: vLLM keeps it below the new one.
+        return {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
+    # Each process saves its own shards: the whole would have to fit into one's memory.
+    config = {
+        "activation_checkpointing": settings.gradient_checkpointing,
+        "state_dict_type": "SHARDED_STATE_DICT",
+    }
+    return {"fsdp": True, "fsdp_config": config}
 
 
 def _lora_config(lora: Lora | None) -> LoraConfig | None:

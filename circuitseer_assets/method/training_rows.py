@@ -1,5 +1,6 @@
 """Samples in, training rows out: token ids, and where the response starts that carries the loss."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -104,6 +105,19 @@ def tokenize_sample(
     if ids[: len(prompt_ids)] != prompt_ids:
         ids = prompt_ids + _encode(tokenizer, response, special=False)
     return TrainingRow(sample.sample_id, tuple(ids), len(prompt_ids))
+
+
+def count_steps(num_samples: int, settings: TrainingSettings) -> int:
+    """Returns the number of optimiser steps that training on `num_samples` takes."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    return math.ceil(settings.epochs * steps_an_epoch(num_samples, settings))
+
+
+def steps_an_epoch(num_samples: int, settings: TrainingSettings) -> int:
+    """Returns the number of optimiser steps that one pass over `num_samples` takes."""
+    batches = math.ceil(num_samples / settings.batch_size)
+    return math.ceil(batches / settings.gradient_accumulation_steps)
 
 
 def _ends_turn(tokenizer: PreTrainedTokenizerBase, response: str) -> bool:

@@ -23,12 +23,12 @@ from transformers import (
 )
 
 from circuitseer_assets.errors import ModelError, SettingsError
-from circuitseer_assets.method.checkpoint import FineTuning, count_steps, fine_tune
+from circuitseer_assets.method.checkpoint import fine_tune
 from circuitseer_assets.method.trainer import build_trainer
-from circuitseer_assets.method.training_rows import tokenize_sample, tokenize_samples
+from circuitseer_assets.method.training_rows import count_steps, tokenize_sample, tokenize_samples
 from circuitseer_assets.method.word_problems import generate_problems
-from circuitseer_assets.records import Message, Sample
-from circuitseer_assets.settings import PROJECT_ROOT, Lora, TrainingSettings
+from circuitseer_assets.records import FineTuning, Message, Sample
+from circuitseer_assets.settings import PROJECT_ROOT, Lora, TrainingPlacement, TrainingSettings
 from resources.language_model import LanguageModel, ModelIdentity
 
 torch.set_num_threads(1)
@@ -89,6 +89,7 @@ def train(tokenizer: PreTrainedTokenizerBase, samples: list[Sample]) -> Callable
             tokenizer,
             samples if rows is None else rows,
             SETTINGS.model_copy(update=changes),
+            TrainingPlacement(),
             output_dir=folder,
             prompt_template=None,
             report=report,
@@ -145,7 +146,7 @@ def test_no_prompt_position_carries_loss_and_the_end_of_turn_does(
     tokenizer: PreTrainedTokenizerBase, samples: list[Sample], tmp_path: Path
 ) -> None:
     rows = tokenize_samples(tokenizer, samples, SETTINGS, prompt_template=None).rows
-    trainer = build_trainer(make_model(), tokenizer, rows, SETTINGS, tmp_path)
+    trainer = build_trainer(make_model(), tokenizer, rows, SETTINGS, TrainingPlacement(), tmp_path)
     assert len(trainer.train_dataset) == len(rows)
     for row, example in zip(rows, trainer.train_dataset, strict=True):
         start = row.response_start

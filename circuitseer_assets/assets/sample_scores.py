@@ -1,52 +1,22 @@
 """Stage sample_scores: every pool sample's score, computed once for a model, heads and formula."""
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from circuitseer_assets.assets.head_ranking import load_heads
+from circuitseer_assets.assets.pool_scorer import PoolScorer
 from circuitseer_assets.assets.slices import settings_key
-from circuitseer_assets.assets.stage import Made, Materialised, StageRun
-from circuitseer_assets.errors import CorpusError
-from circuitseer_assets.method.figures import (
-    draw_score_against_length,
-    spearman,
-    to_markdown_image,
-)
+from circuitseer_assets.assets.stage import Materialised, StageRun
 from circuitseer_assets.method.head_sets import choose_heads
 from circuitseer_assets.method.readings import find_reading
-from circuitseer_assets.method.scorers import find_scorer, reads_response
-from circuitseer_assets.method.tables import format_samples_table
-from circuitseer_assets.records import (
-    Artifact,
-    HeadId,
-    ModelUse,
-    Sample,
-    SampleScore,
-    digest_of,
-)
-from circuitseer_assets.settings import Settings
+from circuitseer_assets.method.scorers import find_scorer
+from circuitseer_assets.records import Artifact, HeadId, artifact_id_of, digest_of
 from resources.home import Home
-from resources.language_model import LanguageModel, load_language_model
-from resources.pool_scores import (
-    commit_shard,
-    length_rows,
-    missing_sample_ids,
-    read_pool_scores,
-    share_scores,
-    unmeasured_sample_ids,
-)
-from resources.sample_files import read_samples
+from resources.score_shards import ScoreShards
 
 CODE_VERSION = "1"
-_Item = TypeVar("_Item")
-NUM_EXAMPLES = 5
 
 
 @dg.asset(
@@ -67,8 +37,13 @@ def make_sample_scores(run: StageRun) -> Materialised:
     """Returns the scores of the latest pool by the heads of the latest ranking."""
     pool, ranking = run.parent("pool"), run.parent("head_ranking")
     model_identity = run.home.model_identity()
-    scoring = run.settings.slice("scoring")
     scorer_id = _identify_scorer(run, pool, ranking)
+    scoring = run.settings.slice("scoring")
+    identity = {"scoring": scoring, "scorer_id": scorer_id, **model_identity}
+    parents = [pool, ranking]
+    scores_id = artifact_id_of(
+        "sample_scores", identity, [parent.artifact_id for parent in parents], CODE_VERSION
+    )
     scorer = PoolScorer(
         settings=run.settings,
         home=run.home,
@@ -77,12 +52,13 @@ def make_sample_scores(run: StageRun) -> Materialised:
         ranking=run.folder(ranking),
         pool=run.folder(pool) / "pool.parquet",
         corpus=run.folder(run.ancestor(pool, "corpus")) / "samples",
+        shards=ScoreShards((run.work_folder(scores_id) / "shards").resolve()),
         report_progress=run.progress("sample_scores"),
     )
     return run.reuse_or_make(
         "sample_scores",
-        {"scoring": scoring, "scorer_id": scorer_id, **model_identity},
-        [pool, ranking],
+        identity,
+        parents,
         scorer.score_pool,
         code_version=CODE_VERSION,
     )
@@ -107,178 +83,3 @@ def _heads_of(run: StageRun, ranking: Artifact) -> Sequence[HeadId]:
     if scoring.heads != "random":
         return ranked.reasoning_heads
     return choose_heads(ranked.reasoning_heads, ranked.num_layers, ranked.num_heads, scoring)
-
-
-@dataclass(frozen=True)
-class PoolScorer:
-    """Scores what a pool lacks, shard by shard, and writes the pool's scores."""
-
-    settings: Settings
-    home: Home
-    scorer_id: str
-    tokenizer_id: str
-    ranking: Path
-    pool: Path
-    corpus: Path
-    report_progress: Callable[[int, int], None]
-
-    def score_pool(self, folder: Path) -> Made:
-        """Returns the pool's scores, of which only missing ones were computed."""
-        warehouse = self.home.warehouse
-        self._share_scores()
-        missing = missing_sample_ids(warehouse, self.scorer_id, self.pool)
-        unmeasured = unmeasured_sample_ids(warehouse, self.tokenizer_id, self.pool)
-        num_truncated, model_use = 0, ModelUse()
-        heads = self._choose_heads(None)
-        if missing or unmeasured:
-            from circuitseer_assets.method.forwards import count_forwards
-
-            base_model = load_language_model(self.settings.base_model, cache=self.home.models)
-            self._measure_lengths(base_model, unmeasured)
-            with count_forwards(base_model.model) as counted:
-                heads = self._choose_heads(base_model)
-                num_truncated = self._score_samples(base_model, missing, heads)
-            model_use = counted.use
-        self._share_scores()
-        scores = read_pool_scores(warehouse, self.scorer_id, self.tokenizer_id, self.pool)
-        num_pool = pq.read_metadata(self.pool).num_rows
-        if scores.num_rows == 0:
-            raise CorpusError(
-                f"at least one pool sample must have a score, none of {num_pool} has; the table "
-                f"unscored_samples says why; raise scoring.max_tokens or lower scoring.min_tokens"
-            )
-        pq.write_table(scores, folder / "scores.parquet")
-        summary = {
-            "num_scored": scores.num_rows,
-            "num_scored_anew": len(missing),
-            "num_truncated_anew": num_truncated,
-            "num_unscored": num_pool - scores.num_rows,
-            "scorer_id": self.scorer_id,
-            **({"heads_read": [str(head) for head in heads]} if heads else {}),
-            **summarise_scores(scores, self._texts_of),
-        }
-        return Made(data=["scores.parquet"], summary=summary, model_use=model_use)
-
-    def _share_scores(self) -> None:
-        if not self._reads_response:  # else equal prompts have scores of their own
-            share_scores(self.home.warehouse, self.scorer_id, self.pool)
-
-    @property
-    def _reads_response(self) -> bool:
-        return reads_response(self.settings.scoring)
-
-    def _measure_lengths(self, base_model: LanguageModel, sample_ids: set[str]) -> None:
-        lengths = {}
-        for sample in read_samples(self.corpus, sample_ids=sample_ids):
-            text = base_model.tokenize(sample.sample_id, sample.messages, sample.response)
-            num_response = len(text.input_ids) - text.response_start
-            lengths[sample.sample_id] = (text.response_start, num_response)
-        self.home.warehouse.append_lengths(length_rows(self.tokenizer_id, lengths))
-
-    def _score_samples(
-        self, base_model: LanguageModel, sample_ids: set[str], heads: Sequence[HeadId]
-    ) -> int:
-        """Returns how many of the samples were cut to what is read, after scoring them all."""
-        from circuitseer_assets.method.reader import Reader
-
-        scorer = find_scorer(self.settings.scoring)
-        reader = Reader(
-            model=base_model.model,
-            tokenize=base_model.tokenize,
-            heads=tuple(heads),
-            find_token=base_model.find_token,
-            max_batch_tokens=self.settings.execution.max_batch_tokens,
-        )
-        # A scorer that compares samples needs them all, also those a killed run has committed.
-        wanted = self._pool_ids() if scorer.compares_samples else sample_ids
-        samples, size = self._read_samples(wanted), self.settings.execution.shard_samples
-        score, settings = scorer.load(), self.settings.scoring
-        if scorer.compares_samples:
-            shards = _shards(score(reader, samples, settings), size)
-        else:
-            # A shard's samples are read together and by themselves: a run that was killed forms the
-            # same batches again behind the last shard, and gives the same scores to the last digit.
-            shards = (list(score(reader, shard, settings)) for shard in _shards(samples, size))
-        done = num_truncated = 0
-        for shard in shards:
-            commit_shard(self.home.warehouse, self.scorer_id, shard)
-            done += len(shard)
-            num_truncated += sum(isinstance(r, SampleScore) and r.is_truncated for r in shard)
-            self.report_progress(done, len(wanted))
-        return num_truncated
-
-    def _pool_ids(self) -> set[str]:
-        return set(pq.read_table(self.pool, columns=["sample_id"])["sample_id"].to_pylist())
-
-    def _choose_heads(self, base_model: LanguageModel | None) -> Sequence[HeadId]:
-        """Returns the heads the scorer reads; without a model none where it takes one to find."""
-        scoring, ranked = self.settings.scoring, load_heads(self.ranking)
-        if not find_scorer(scoring).uses_heads:
-            return ()
-        retrieval: Sequence[HeadId] = ()
-        if scoring.heads == "retrieval":
-            if base_model is None:
-                return ()
-            from circuitseer_assets.method.retrieval_heads import find_retrieval_heads
-
-            num_chosen = len(ranked.reasoning_heads)
-            retrieval = find_retrieval_heads(
-                base_model.model, num_chosen=num_chosen, seed=scoring.seed
-            )
-        return choose_heads(
-            ranked.reasoning_heads,
-            ranked.num_layers,
-            ranked.num_heads,
-            scoring,
-            retrieval_heads=retrieval,
-        )
-
-    def _read_samples(self, sample_ids: set[str]) -> Iterator[Sample]:
-        """Returns the samples, of those with equal prompts one, where the prompt alone is read."""
-        prompts_seen: set[str] = set()
-        for sample in read_samples(self.corpus, sample_ids=sample_ids):
-            if self._reads_response:
-                yield sample
-            elif sample.prompt_id not in prompts_seen:
-                prompts_seen.add(sample.prompt_id)
-                yield sample
-
-    def _texts_of(self, sample_ids: Iterable[str]) -> dict[str, str]:
-        samples = read_samples(self.corpus, sample_ids=set(sample_ids))
-        return {sample.sample_id: sample.prompt for sample in samples}
-
-
-def summarise_scores(
-    scores: pa.Table, texts_of: Callable[[Iterable[str]], dict[str, str]]
-) -> dict[str, Any]:
-    """Returns what the UI shows of a pool's scores: against length, and the extremes' texts."""
-    values = scores["score"].to_pylist()
-    lengths = scores["num_prompt_tokens"].to_pylist()
-    summary: dict[str, Any] = {"min_score": min(values), "max_score": max(values)}
-    if len(set(values)) > 1 and len(set(lengths)) > 1:
-        correlation = spearman(lengths, values)
-        image = draw_score_against_length(lengths, values, correlation)
-        summary["score_length_spearman"] = correlation
-        summary["score_against_length_md"] = to_markdown_image(image, "score against length")
-    ranked = scores.sort_by([("score", "descending"), ("sample_id", "ascending")]).to_pylist()
-    ranks = sorted({*range(len(ranked))[:NUM_EXAMPLES], *range(len(ranked))[-NUM_EXAMPLES:]})
-    texts = texts_of(ranked[i]["sample_id"] for i in ranks)
-    summary["highest_and_lowest_md"] = format_samples_table(
-        [
-            (
-                i + 1,
-                row["sample_id"],
-                row["score"],
-                row["num_prompt_tokens"],
-                texts[row["sample_id"]],
-            )
-            for i, row in ((i, ranked[i]) for i in ranks)
-        ]
-    )
-    return summary
-
-
-def _shards(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    remaining = iter(items)
-    while shard := list(itertools.islice(remaining, size)):
-        yield shard

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from circuitseer_assets.assets.sample_scores import PoolScorer
+from circuitseer_assets.assets.pool_scorer import PoolScorer
 from circuitseer_assets.method.corpus import prompt_id_of, sample_id_of
 from circuitseer_assets.records import Artifact, Message, Sample, SampleScore, UnscoredSample
 from circuitseer_assets.settings import PROJECT_ROOT, load_settings
@@ -22,6 +22,7 @@ from resources.pool_scores import (
     unmeasured_sample_ids,
 )
 from resources.sample_files import write_samples
+from resources.score_shards import ScoreShards
 from resources.warehouse import Warehouse
 
 # Two twins of each of two prompts, and one sample that is alone with its prompt.
@@ -282,6 +283,7 @@ def make_scorer(tmp_path: Path) -> MakeScorer:
             ranking=tmp_path,
             pool=pool,
             corpus=tmp_path / "samples",
+            shards=ScoreShards(tmp_path / "shards"),
             report_progress=lambda done, total: None,
         )
 

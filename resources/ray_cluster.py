@@ -17,6 +17,7 @@ from circuitseer_assets.errors import ClusterError
 from circuitseer_assets.settings import ExecutionSettings
 
 ANSWER_WITHIN_S = 30
+START_WITHIN_S = 120
 # What travels through Ray are names of files; Ray refuses less than 75 MiB.
 _OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -32,10 +33,11 @@ def open_cluster(execution: ExecutionSettings) -> Iterator[None]:
             cluster is too small.
     """
     address, num_workers = execution.ray.address, execution.scoring.num_workers
-    # Both are read when Ray is imported. The second makes this machine's address loopback, and
+    # Read when Ray is imported. The last makes this machine's address loopback, and
     # Ray's servers then listen nowhere else; of a cluster elsewhere that would be wrong.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
+        os.environ["RAY_raylet_start_wait_time_s"] = str(START_WITHIN_S)
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
@@ -45,7 +47,8 @@ def open_cluster(execution: ExecutionSettings) -> Iterator[None]:
             f"execution.scoring.backend can be 'ray' only where Ray is installed, and it is not "
             f"({error}); run `uv pip install 'circuitseer[ray]'`, or set it to 'local'"
         ) from error
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     with contextlib.ExitStack() as stack:
         if address is not None:
@@ -60,7 +63,7 @@ def open_cluster(execution: ExecutionSettings) -> Iterator[None]:
                 "_temp_dir": stack.enter_context(
                     # Short, for sockets lie in it: their paths have 107 characters at most.
                     tempfile.TemporaryDirectory(
-                        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+                        prefix="circuitseer-ray-", dir="/tmp", ignore_cleanup_errors=True
                     )
                 ),
             }
@@ -68,8 +71,14 @@ def open_cluster(execution: ExecutionSettings) -> Iterator[None]:
         try:
             with _own_signals():
                 ray.init(**place, **quiet)
-        except (ConnectionError, RuntimeError, TimeoutError) as error:
-            raise _no_answer(address or "a cluster of its own", str(error)) from error
+        except Exception as error:  # Ray raises that very class where a server does not come up
+            if address is not None:
+                raise _no_answer(address, str(error)) from error
+            raise ClusterError(
+                f"a Ray cluster of this machine must start within {START_WITHIN_S} s, and did not "
+                f"({last_line(str(error))}); run again when the machine is less busy, or set "
+                f"execution.scoring.backend to 'local'"
+            ) from error
         ensure_room(execution)
         yield
 
@@ -116,7 +125,7 @@ def _ensure_answers(address: str) -> None:
 
 
 def _no_answer(address: str, said: str) -> ClusterError:
-    last = (said.strip().splitlines() or ["nothing was said"])[-1]
+    last = last_line(said)
     return ClusterError(
         f"execution.ray.address must be that of a running Ray cluster, got {address!r} ({last}); "
         f"start it with `ray start --head`, correct the address, or leave it out for a cluster of "
@@ -133,3 +142,8 @@ def _own_signals() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def last_line(said: str) -> str:
+    """Returns the last line of what Ray says: the others are traces."""
+    return (said.strip().splitlines() or ["nothing was said"])[-1]

@@ -7,7 +7,7 @@ scores lie in files under one folder, which every node has to see.
 import platform
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from circuitseer_assets.settings import (
 )
 from resources.artifacts import data_version_of
 from resources.language_model import LanguageModel, ModelIdentity, load_language_model
-from resources.ray_cluster import ensure_room, open_cluster
+from resources.ray_cluster import ensure_room, last_line, open_cluster
 from resources.score_shards import ScoredShard, ScoreShards
 
 # A worker that dies is started again, and its shard read again; one that always dies is not.
@@ -57,7 +57,7 @@ def method_version() -> str:
 
 def score_on_ray(
     job: ScoringJob, names: Sequence[str], execution: ExecutionSettings
-) -> Iterator[ScoredShard]:
+) -> Generator[ScoredShard, None, None]:
     """Returns the shards' scores as they are finished, in any order.
 
     Raises:
@@ -101,15 +101,11 @@ def _rows(
         if isinstance(row, BaseException):
             raise ClusterError(
                 f"scoring on Ray must go through without a fault, and was given up "
-                f"({type(row).__name__}: {_last_line(row)}); a worker that dies, as for want of "
+                f"({type(row).__name__}: {last_line(str(row))}); a worker that dies, as for want of "
                 f"memory, is started {MAX_RESTARTS} times again; mend it and run again: what is "
                 f"scored is kept"
             ) from row
         yield row
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["nothing was said"])[-1]
 
 
 def _dataset(job: ScoringJob, names: Sequence[str], execution: ExecutionSettings) -> Any:

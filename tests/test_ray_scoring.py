@@ -1,5 +1,6 @@
 """Scoring on Ray gives what scoring here gives, whatever happens to the workers meanwhile."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -49,7 +50,7 @@ SCORING = {"max_tokens": 120, "long_prompts": "truncate"}
 
 def make_samples() -> list[Sample]:
     """Returns problems of which every tenth is asked twice, with another answer."""
-    problems = list(generate_problems(NUM_SAMPLES, seed=3))
+    problems = list(generate_problems(NUM_SAMPLES, split="train", seed=3))
     samples = [sample_of(p.prompt, p.response, i) for i, p in enumerate(problems)]
     twins = [sample_of(p.prompt, f"{p.response} Yes.", 1000 + i) for i, p in enumerate(problems)]
     return [*samples, *twins[::10]]
@@ -107,13 +108,12 @@ def workers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.cmdline()[:1] == ["ray::MapWorker(MapBatches(ShardScorer))"] or (
-                process.cmdline() and process.cmdline()[0].startswith("ray::MapWorker")
-            ):
+            is_worker = " ".join(process.cmdline()).startswith("ray::MapWorker")
+            if is_worker and any("libtorch" in m.path for m in process.memory_maps()):
                 found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return [p for p in found if any("libtorch" in m.path for m in p.memory_maps())]
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue  # it has ended meanwhile
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +152,11 @@ def test_two_workers_give_the_scores_of_one_process(
         assert total == here[1]["num_scored_anew"]
         seen.update(worker.pid for worker in workers())
         for process in psutil.Process().children(recursive=True):
-            connections = process.net_connections("inet")
-            addresses.update(c.laddr.ip for c in connections if c.status == "LISTEN")
+            with contextlib.suppress(psutil.NoSuchProcess):
+                connections = process.net_connections("inet")
+                addresses.update(c.laddr.ip for c in connections if c.status == "LISTEN")
 
-    handler, before = signal.getsignal(signal.SIGTERM), set(Path("/tmp").glob("ray-*"))
+    handler, before = signal.getsignal(signal.SIGTERM), set(Path("/tmp").glob("circuitseer-ray-*"))
     scorer = make_scorer(tmp_path / "home", **on_ray(2))
     got = run(dataclasses.replace(scorer, report_progress=look))
     assert_same(got, here)
@@ -163,7 +164,7 @@ def test_two_workers_give_the_scores_of_one_process(
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"}
     assert signal.getsignal(signal.SIGTERM) == handler
     assert not scorer.shards.folder.exists()
-    assert set(Path("/tmp").glob("ray-*")) == before
+    assert set(Path("/tmp").glob("circuitseer-ray-*")) == before
     assert not workers()
     tell("scoring on Ray", "two workers", f"{len(got[0])} scores", "equal to the last digit")
 
@@ -285,9 +286,10 @@ def test_a_scorer_that_compares_samples_runs_here_and_says_so(
     scoring = scorer.settings.scoring.model_copy(update={"scorer": "diversity"})
     with caplog.at_level(logging.INFO, logger="circuitseer"):
         settings = scorer.settings.model_copy(update={"scoring": scoring})
-        run(dataclasses.replace(scorer, settings=settings))
+        scores, _, _ = run(dataclasses.replace(scorer, settings=settings))
+    left_out = reasons_of(scorer.home.warehouse, scorer.scorer_id)
+    assert {*scores, *left_out} == {sample.sample_id for sample in make_samples()}
     assert "the scorer diversity compares samples with each other" in caplog.text
-    assert not reasons_of(scorer.home.warehouse, scorer.scorer_id)
 
 
 # what a worker refuses ----------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Scores what a pool lacks, here or by workers on Ray, and writes the pool's scores."""
 
+import contextlib
 import gc
 import itertools
 import logging
@@ -41,7 +42,7 @@ from resources.pool_scores import (
     unmeasured_sample_ids,
 )
 from resources.sample_files import read_samples
-from resources.score_shards import ScoreShards
+from resources.score_shards import ScoredShard, ScoreShards
 
 log = logging.getLogger("circuitseer")
 _Item = TypeVar("_Item")
@@ -190,12 +191,13 @@ class PoolScorer:
         names = self.shards.write_samples(self._sample_shards(missing))
         uses = [prepared.model_use]
 
-        def shards() -> Iterator[Sequence[SampleScore | UnscoredSample]]:
-            for shard in score_on_ray(job, names, execution):
-                uses.append(shard.model_use)
-                yield shard.results
+        def results_of(shard: ScoredShard) -> Sequence[SampleScore | UnscoredSample]:
+            uses.append(shard.model_use)
+            return shard.results
 
-        num_truncated = self._commit(shards(), len(missing))
+        # Closed, whatever a commit raises: Ray's processes end with it.
+        with contextlib.closing(score_on_ray(job, names, execution)) as scored:
+            num_truncated = self._commit(map(results_of, scored), len(missing))
         self.shards.clear()
         return _Anew(prepared.heads, num_truncated, _total(uses))
 

@@ -101,8 +101,8 @@ def _rows(
         if isinstance(row, BaseException):
             raise ClusterError(
                 f"scoring on Ray must go through without a fault, and was given up "
-                f"({type(row).__name__}: {last_line(str(row))}); a worker that dies, as for want of "
-                f"memory, is started {MAX_RESTARTS} times again; mend it and run again: what is "
+                f"({type(row).__name__}: {last_line(str(row))}); a worker that dies, as for want "
+                f"of memory, is started {MAX_RESTARTS} times again; mend it and run again: what is "
                 f"scored is kept"
             ) from row
         yield row

@@ -66,14 +66,13 @@ class Watch:
     def watching(self) -> Iterator[None]:
         """Returns a context in which all of it is counted."""
         from circuitseer_assets.assets import head_ranking as ranking_asset
-        from circuitseer_assets.assets import sample_scores as scores_asset
+        from circuitseer_assets.assets import pool_scorer
         from circuitseer_assets.method import head_ranking, sample_scores
 
         with contextlib.ExitStack() as stack:
-            for asset in (ranking_asset, scores_asset):
-                name = asset.__name__.rpartition(".")[2]
-                load = self._timed(name, asset.load_language_model)
-                stack.enter_context(mock.patch.object(asset, "load_language_model", load))
+            for name, module in (("head_ranking", ranking_asset), ("sample_scores", pool_scorer)):
+                load = self._timed(name, module.load_language_model)
+                stack.enter_context(mock.patch.object(module, "load_language_model", load))
             rank, score = head_ranking.rank_heads, sample_scores.score_samples
             ranked = self._ranked(rank)
             stack.enter_context(mock.patch.object(head_ranking, "rank_heads", ranked))

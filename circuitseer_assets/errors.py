@@ -42,6 +42,10 @@ class ArtifactError(CircuitSeerError):
     """An artifact is missing, or its files are not what they were when it was made."""
 
 
+class ClusterError(CircuitSeerError):
+    """A Ray cluster cannot be reached, has no room, or lost what worked on it."""
+
+
 class EvaluationError(CircuitSeerError):
     """An evaluation task cannot be run as it was asked for."""
 

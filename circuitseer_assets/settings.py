@@ -56,6 +56,18 @@ def _secret_name(name: str) -> str:
     return name
 
 
+def _gpus(number: float) -> float:
+    if number > 1 and not number.is_integer():
+        raise ValueError("must be a whole number, or a part of one GPU")
+    return number
+
+
+def _ray_address(address: str) -> str:
+    if not re.fullmatch(r"auto|(ray://)?[^\s:/@]+:\d{1,5}", address):
+        raise ValueError("must be auto, host:port or ray://host:port")
+    return address
+
+
 Text = Annotated[str, Field(min_length=1)]
 Owner = Annotated[str, AfterValidator(_owner)]
 Count = Annotated[int, Field(ge=1)]
@@ -455,12 +467,34 @@ class TrainingPlacement(_Frozen):
         return self
 
 
+class ScoringExecution(_Frozen):
+    """Where samples are scored: in this process, or by workers on Ray that each hold the model.
+
+    A worker has one CPU, and computes on one thread beside its GPUs.
+    """
+
+    backend: Literal["local", "ray"] = "local"
+    num_workers: Count = 1
+    gpus_per_worker: Annotated[float, Field(ge=0), AfterValidator(_gpus)] = 0.0
+
+
+class RayExecution(_Frozen):
+    """Which running Ray cluster is used; without an address one is started for the time it takes.
+
+    `auto` is the cluster that runs on this machine.
+    """
+
+    address: Annotated[str, AfterValidator(_ray_address)] | None = None
+
+
 class ExecutionSettings(_Frozen):
-    """How work is cut up; no result depends on it beyond rounding."""
+    """How and where work is done; no result depends on it beyond rounding."""
 
     max_batch_tokens: Count = 4096
     max_cached_layers: Count | None = None
     shard_samples: Count = 256
+    scoring: ScoringExecution = ScoringExecution()
+    ray: RayExecution = RayExecution()
     mlflow_tracking_uri: str | None = None
     training: TrainingPlacement = TrainingPlacement()
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitseer_assets.errors import ModelError
 from circuitseer_assets.method.chat_text import question_span, render_prompt, render_response
-from circuitseer_assets.records import Message, TokenizedText
+from circuitseer_assets.records import HeadId, Message, TokenizedText
 from circuitseer_assets.settings import BaseModelSettings, GgufModel
 from resources.model_files import (
     ModelIdentity,
@@ -41,6 +41,8 @@ __all__ = [
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from circuitseer_assets.method.reader import Reader
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +123,18 @@ class LanguageModel:
         """Returns the id of the token whose text is exactly this; None where it takes several."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return int(ids[0]) if len(ids) == 1 and self.tokenizer.decode(ids) == text else None
+
+    def reader(self, heads: Sequence[HeadId], *, max_batch_tokens: int) -> "Reader":
+        """Returns the model as scorers see it: how it reads, and the heads that are looked at."""
+        from circuitseer_assets.method.reader import Reader
+
+        return Reader(
+            model=self.model,
+            tokenize=self.tokenize,
+            heads=tuple(heads),
+            find_token=self.find_token,
+            max_batch_tokens=max_batch_tokens,
+        )
 
     def _encode(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         encoded = self.tokenizer(

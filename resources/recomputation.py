@@ -40,8 +40,6 @@ class Recomputation:
             yield from self._rescore(scores, num_samples)
 
     def _rescore(self, scores: Artifact, num_samples: int) -> Iterator[str]:
-        from circuitseer_assets.method.reader import Reader
-
         store = self.store
         settings = store.home.changed(scoring=scores.settings["scoring"]).settings()
         scorer = find_scorer(settings.scoring)
@@ -54,13 +52,8 @@ class Recomputation:
         stored = dict(zip(table["sample_id"].to_pylist(), table["score"].to_pylist(), strict=True))
         drawn = _draw(sorted(stored), num_samples, self.seed)
         model = self._model_of(scores)
-        reader = Reader(
-            model=model.model,
-            tokenize=model.tokenize,
-            heads=heads_read(ranking, settings.scoring, model) if scorer.uses_heads else (),
-            find_token=model.find_token,
-            max_batch_tokens=settings.execution.max_batch_tokens,
-        )
+        heads = heads_read(ranking, settings.scoring, model) if scorer.uses_heads else ()
+        reader = model.reader(heads, max_batch_tokens=settings.execution.max_batch_tokens)
         samples = read_samples(corpus, sample_ids=drawn)
         tolerance = _SCORE_TOLERANCE.get(scores.settings["dtype"], _SHORT_TYPES_TOLERANCE)
         for row in scorer.load()(reader, samples, settings.scoring):

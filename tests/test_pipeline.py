@@ -319,7 +319,7 @@ def test_the_export_holds_the_original_columns_in_corpus_order(
 def test_importing_the_definitions_loads_no_heavy_library(home_folder: Path) -> None:
     program = (
         "import sys, circuitseer_assets.definitions\n"
-        "heavy = {'torch', 'transformers', 'trl', 'lm_eval', 'mlflow'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'trl', 'lm_eval', 'mlflow', 'ray'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     done = subprocess.run(

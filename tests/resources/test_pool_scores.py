@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from circuitseer_assets.assets.sample_scores import PoolScorer
+from circuitseer_assets.assets.pool_scorer import PoolScorer
 from circuitseer_assets.method.corpus import prompt_id_of, sample_id_of
 from circuitseer_assets.records import Artifact, Message, Sample, SampleScore, UnscoredSample
 from circuitseer_assets.settings import PROJECT_ROOT, load_settings

@@ -1,0 +1,170 @@
+"""Ray: a running cluster that the settings name, or one of this machine for the time it takes.
+
+Nothing here is imported with the graph: Ray is an optional extra, and takes seconds to load.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from circuitseer_assets.errors import ClusterError
+from circuitseer_assets.settings import ExecutionSettings
+
+ANSWER_WITHIN_S = 30
+START_WITHIN_S = 30  # Ray's own, which cannot be set: on a busy machine it may be too short
+NUM_STARTS = 3
+log = logging.getLogger("circuitseer")
+# What travels through Ray are names of files; Ray refuses less than 75 MiB.
+_OBJECT_STORE_BYTES = 100 * 2**20
+
+
+@contextlib.contextmanager
+def open_cluster(execution: ExecutionSettings) -> Iterator[None]:
+    """Returns a context in which Ray is connected to a cluster with room for the workers.
+
+    A cluster of our own listens on loopback only, has no dashboard, and leaves no file behind.
+
+    Raises:
+        ClusterError: Ray is not installed, the address does not answer within half a minute, or the
+            cluster is too small.
+    """
+    address, num_workers = execution.ray.address, execution.scoring.num_workers
+    # Read when Ray is imported. The last makes this machine's address loopback, and
+    # Ray's servers then listen nowhere else; of a cluster elsewhere that would be wrong.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if address is None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ClusterError(
+            f"execution.scoring.backend can be 'ray' only where Ray is installed, and it is not "
+            f"({error}); run `uv pip install 'circuitseer[ray]'`, or set it to 'local'"
+        ) from error
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with contextlib.ExitStack() as stack:
+        place: dict[str, Any]
+        if address is not None:
+            _ensure_answers(address)
+            place = {"address": address}
+        else:
+            place = {
+                "address": "local",
+                "num_cpus": num_workers,
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+                "_temp_dir": stack.enter_context(
+                    # Short, for sockets lie in it: their paths have 107 characters at most.
+                    tempfile.TemporaryDirectory(
+                        prefix="circuitseer-ray-", dir="/tmp", ignore_cleanup_errors=True
+                    )
+                ),
+            }
+        stack.callback(ray.shutdown)
+        _connect(place | quiet)
+        ensure_room(execution)
+        yield
+
+
+def _connect(place: dict[str, Any]) -> None:
+    """Returns when Ray is connected; a cluster of this machine that is slow to start is tried anew.
+
+    Raises:
+        ClusterError: it cannot be.
+    """
+    import ray
+
+    is_own = place["address"] == "local"
+    for attempt in range(1, (NUM_STARTS if is_own else 1) + 1):
+        try:
+            with _own_signals():
+                ray.init(**place)
+            return
+        except Exception as error:  # Ray raises that very class where a server does not come up
+            ray.shutdown()
+            if not is_own:
+                raise _no_answer(place["address"], str(error)) from error
+            if attempt == NUM_STARTS:
+                raise ClusterError(
+                    f"a Ray cluster of this machine must start within {START_WITHIN_S} s, and did "
+                    f"not in {NUM_STARTS} attempts ({last_line(str(error))}); run again when the "
+                    f"machine is less busy, or set execution.scoring.backend to 'local'"
+                ) from error
+            log.warning("Ray did not start within %d s: once more", START_WITHIN_S)
+
+
+def ensure_room(execution: ExecutionSettings) -> None:
+    """Returns when the cluster, whoever else works on it, is large enough for the workers.
+
+    Raises:
+        ClusterError: it is too small, or has become so.
+    """
+    import ray
+
+    resources_of_cluster: Any = ray.cluster_resources
+    scoring, there = execution.scoring, resources_of_cluster()
+    cpus, gpus = int(there.get("CPU", 0)), there.get("GPU", 0.0)
+    if cpus < scoring.num_workers:
+        raise ClusterError(
+            f"execution.scoring.num_workers must be at most the {cpus} CPUs that the Ray cluster "
+            f"has now, got {scoring.num_workers}; lower it or add nodes, and run again: what is "
+            f"scored is kept"
+        )
+    wanted = scoring.num_workers * scoring.gpus_per_worker
+    if gpus < wanted:
+        raise ClusterError(
+            f"execution.scoring.gpus_per_worker must fit the {gpus:g} GPUs of the Ray cluster, got "
+            f"{scoring.gpus_per_worker:g} for each of {scoring.num_workers} workers; lower it or "
+            f"num_workers, or add nodes"
+        )
+
+
+def _ensure_answers(address: str) -> None:
+    """Returns when Ray's own health check passes: connecting would try for minutes, then abort."""
+    if address.startswith("ray://"):
+        return  # that client gives up by itself, after as long
+    named = [] if address == "auto" else ["--address", address]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *named]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWER_WITHIN_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _no_answer(address, f"no answer within {ANSWER_WITHIN_S} s") from error
+    if done.returncode:
+        raise _no_answer(address, done.stderr)
+
+
+def _no_answer(address: str, said: str) -> ClusterError:
+    last = last_line(said)
+    return ClusterError(
+        f"execution.ray.address must be that of a running Ray cluster, got {address!r} ({last}); "
+        f"start it with `ray start --head`, correct the address, or leave it out for a cluster of "
+        f"this machine alone"
+    )
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Returns a context after which SIGTERM does what it did before: Ray takes it for itself."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def last_line(said: str) -> str:
+    """Returns the last line of what Ray says: the others are traces."""
+    return (said.strip().splitlines() or ["nothing was said"])[-1]

@@ -5,15 +5,17 @@
 
 Without files the pool and the problems are those of the study: generated, of the same families and
 of other templates. Copies are the benchmark's own problems with one to four words changed, numbers
-never, in those where that is at most three words in ten.
+never, in those where that is at most three words in ten; and, no word changed, with every whole
+number written otherwise: below a hundred in words, thousands with commas, or as LaTeX.
 """
 
 import argparse
 import json
 import random
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,11 @@ from circuitseer_assets.records import Problem
 NUM_CHANGED = (1, 2, 3, 4)
 MAX_CHANGED_SHARE = 0.3
 NEW_WORDS = ("zorp", "blicks", "quam")
+WHOLE_NUMBERS = re.compile(r"(?<![\w.,/:$-])\d{1,12}(?![\w/:%-]|[.,]\d)")
+NUMBER_WORDS = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
+"""
 
 
 def main() -> None:
@@ -69,6 +76,10 @@ def measure(pool: Sequence[str], benchmark: Sequence[str]) -> dict[str, Any]:
         planted = {copy for copy in copies if copy is not None}
         caught[number] = len(rules_of(planted, problems)) / len(planted)
         log.info("%d words changed: %.4f caught", number, caught[number])
+    caught_format = {
+        name: caught_share_written(write, benchmark, problems)
+        for name, write in NUMBER_FORMATS.items()
+    }
     return {
         "num_pool": len(pool),
         "num_problems": len(problems),
@@ -77,6 +88,10 @@ def measure(pool: Sequence[str], benchmark: Sequence[str]) -> dict[str, Any]:
         "removed_by_rule": dict(Counter(removed.values())),
         "caught_share_by_num_changed_words": caught,
         "min_caught_share": min(caught.values()),
+        "caught_share_by_number_format": caught_format,
+        "caught_share_other_number_format": min(
+            (share for share in caught_format.values() if share is not None), default=None
+        ),
     }
 
 
@@ -101,6 +116,37 @@ def change_words(text: str, number: int, generator: random.Random) -> str | None
     for i in generator.sample(changeable, number):
         words[i] = generator.choice(NEW_WORDS)
     return " ".join(words)
+
+
+def in_words(number: int) -> str:
+    """Returns a number below a hundred in words, a larger one in digits."""
+    words = NUMBER_WORDS.split()
+    if number < 20:
+        return words[number]
+    if number >= 100:
+        return str(number)
+    unit = f"-{words[number % 10]}" if number % 10 else ""
+    return words[number // 10 + 18] + unit
+
+
+NUMBER_FORMATS: Mapping[str, Callable[[int], str]] = {
+    "words": in_words,
+    "commas": "{:,}".format,
+    "latex": lambda number: f"${number:,}$".replace(",", "{,}"),
+}
+
+
+def caught_share_written(
+    write: Callable[[int], str], benchmark: Sequence[str], problems: Sequence[Problem]
+) -> float | None:
+    """Returns the share caught of copies with their numbers so written, None where none differs."""
+    planted = {rewrite_numbers(text, write) for text in benchmark} - set(benchmark)
+    return len(rules_of(planted, problems)) / len(planted) if planted else None
+
+
+def rewrite_numbers(text: str, write: Callable[[int], str]) -> str:
+    """Returns the text with its whole numbers written so: no part of a fraction, date or word."""
+    return WHOLE_NUMBERS.sub(lambda found: write(int(found[0])), text)
 
 
 if __name__ == "__main__":

@@ -1,155 +1,193 @@
 """A problem's text as words, numbers and signs, the same however it is written.
 
 What two spellings of one problem differ in goes: case, punctuation, LaTeX, and how a number is
-written. A changed number or sign stays a difference.
+written. A changed number or sign stays a difference, and so does what parentheses group.
 """
 
 import functools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from decimal import Decimal
+from itertools import accumulate
 
-_BELOW_TWENTY = """
-zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-sixteen seventeen eighteen nineteen
-"""
-_UNITS = {word: number for number, word in enumerate(_BELOW_TWENTY.split())}
-_FROM_TWENTY = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_TENS = {word: 10 * number for number, word in enumerate(_FROM_TWENTY, start=2)}
-_SCALES = {"dozen": 12, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
-_AFTER_DIGITS = {"hundred": 100, **_SCALES}
-
-# Where a number ends though another number word follows: five hundred | twenty-dollar bills.
-_END_OF_NUMBER = "\x1f"
-_TOKENS = re.compile(
-    r"\d+(?:\.\d+)?"  # a number, thousands' separators already gone
-    r"|[^\W\d_]+"  # a word
-    r"|[-+*/^=<>%\x1f]"  # what a sum means, and prose hardly uses
+from circuitseer_assets.method.number_words import (
+    END_OF_NUMBER,
+    NUMBER_WORDS,
+    end_numbers_before_adjectives,
+    numbers_in_digits,
 )
-
-_DASHES = re.compile(r"[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
-_HYPHENS = re.compile(
-    r"(?<=[^\W\d_]{2})-(?=[^\W\d_])"  # inside a word; a minus stays: 5-3, x - y, -(a+b)
-    r"|-(?=\s*[^\W\d_]{2})"  # before a word
-    r"|-(?!\s*[\w(])"  # before nothing that could be subtracted
-)
-_ANY_UNIT, _ANY_TENS = "|".join(_UNITS), "|".join(_TENS)
-_NUMBER_IN_ADJECTIVE = re.compile(
-    rf"\b((?:(?:{_ANY_TENS})-)?(?:{_ANY_UNIT})|{_ANY_TENS})-(?!(?:{_ANY_UNIT})\b)(?=[^\W\d_])"
-)
-
-_THOUSANDS = re.compile(r"(?<=\d)(?:,|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
-_BARE_FRACTIONS = re.compile(r"(?<!\w)\.(?=\d)")  # .5 is 0.5
-_DECIMALS = re.compile(r"\d+\.\d+")
-_MIXED_NUMBERS = re.compile(
-    r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])"
-)  # the 1 of 1½ is no digit of it
-_PERCENT = re.compile(r"\bper\s?cent\b")
-_SIGNS = str.maketrans(
-    {"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2044": "/", "≤": "<=", "≥": ">="}
-)
-
-_LATEX_FRACTIONS = re.compile(
-    r"\\[dt]?frac\s*(?:\{(?P<over>[^{}]*)\}|(?P<o>\d))\s*(?:\{(?P<under>[^{}]*)\}|(?P<u>\d))"
-)
-_LATEX_SIGNS = {"times": "*", "cdot": "*", "div": "/", "le": "<=", "leq": "<="} | {
-    "ge": ">=",
-    "geq": ">=",
-}
-_LATEX_LAYOUT = dict.fromkeys(("left", "right", "text", "mathrm", "displaystyle"), "")
-_LATEX_NAMES = _LATEX_SIGNS | _LATEX_LAYOUT
-_LATEX = re.compile(rf"\\({'|'.join(_LATEX_NAMES)})(?![a-zA-Z])")
 
 
 @functools.lru_cache(maxsize=64)  # every rule asks for it, of one sample after the other
 def normalise_problem(text: str) -> str:
     """Returns the words, numbers and arithmetic signs of `text`, separated by single blanks.
 
-    Compatibility characters (NFKC), case, white space, punctuation, hyphens inside words, LaTeX's
-    dollars, fractions and signs, and how a number is written (1,200 or 1200.0 or twelve hundred,
-    .5 or 0.50, 3 million, a dozen, 20 percent, a fraction as one character) make no difference; a
-    changed number or sign does.
+    No difference make: compatibility characters (NFKC), case, white space, punctuation, hyphens
+    inside words and dashes between them, parentheses that group no arithmetic, LaTeX's dollars,
+    fractions, roots, powers and signs, and how a number is written (1,200 or 1{,}200 or 1200.0 or
+    twelve hundred, .5 or 0.50, 3 million, half a dozen, 20 percent, one half, ½, x²).
+
+    Still a difference: plus, minus and times in words, a decimal fraction against a common one or
+    a percentage, numbers with a blank or an apostrophe between thousands or a comma before the
+    decimals, numbers in words that hold a comma or a "thousand and", ordinals, quarters, $1.5M,
+    degrees, ** for a power. None: what is a bracket's kind, a colon, a subscript, a set's signs.
+
+    Any text is taken, in time linear in its length. Not idempotent: the punctuation that parts
+    "5. Million" from "5 million" is gone from what is returned.
     """
-    text = _LATEX.sub(lambda found: f" {_LATEX_NAMES[found[1]]} ", _plain_fractions(text))
-    text = _THOUSANDS.sub("", _MIXED_NUMBERS.sub(" ", text))
-    text = unicodedata.normalize("NFKC", text).casefold().translate(_SIGNS)
-    text = _PERCENT.sub("%", _DASHES.sub("-", text))
-    text = _BARE_FRACTIONS.sub("0.", _THOUSANDS.sub("", text))
-    text = _DECIMALS.sub(lambda found: found[0].rstrip("0").rstrip("."), text)
-    text = _NUMBER_IN_ADJECTIVE.sub(rf"{_END_OF_NUMBER}\1 ", text)
-    return " ".join(_numbers_in_digits(_TOKENS.findall(_HYPHENS.sub(" ", text))))
+    text = _plain_numbers(_plain_latex(_plain_characters(text)))
+    text = _HYPHENS.sub(" ", end_numbers_before_adjectives(text))
+    tokens = _TOKENS.findall(_NO_FACTORIALS.sub(".", text))
+    return " ".join(numbers_in_digits(_signs_that_matter(tokens)))
 
 
-def _plain_fractions(text: str) -> str:
-    def in_line(found: re.Match[str]) -> str:
-        over, under = found["over"] or found["o"], found["under"] or found["u"]
-        return f" {over}/{under} "
+# Characters -----------------------------------------------------------------------------------
 
-    return _LATEX_FRACTIONS.sub(in_line, text)
+# Before case is lost: an exclamation mark before a new sentence is no factorial.
+_EXCLAMATIONS = re.compile(r"!(?=\s+[A-Z])")
+# Before NFKC makes 23 of 2³, 11/2 of 1½, and a blank of the space in 1 200.
+_SUPERSCRIPTS = re.compile(r"(?<=[\w)\]}])[\u2070\u00b9\u00b2\u00b3\u2074-\u207b\u207f]+")
+_MIXED_NUMBERS = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])")
+_THIN_SPACES = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")
 
-
-def _numbers_in_digits(words: Sequence[str]) -> Iterator[str]:
-    """Returns the words, every cardinal number that is written out as digits."""
-    i = 0
-    while i < len(words):
-        number, end = _read_number(words, i)
-        if number is not None:
-            yield number
-        elif words[i] != _END_OF_NUMBER:
-            yield words[i]
-        i = end
-
-
-def _read_number(words: Sequence[str], start: int) -> tuple[str | None, int]:
-    """Returns the number that begins here, None where none does, and where the next word is."""
-    if words[start][0].isdigit():
-        return _read_scaled_digits(words, start)
-    total, i = 0, start
-    while True:
-        group, end = _read_below_thousand(words, i)
-        if end == i and _is_one(words, i, _SCALES):
-            group, end = 1, i + 1
-        if end == i:
-            return (str(total), i) if i > start else (None, start + 1)
-        scale = _SCALES.get(words[end], 1) if end < len(words) else 1
-        total += group * scale
-        i = end + (scale > 1)
-        if scale == 1:
-            return str(total), i
+_DIGITS_OF_OTHER_SCRIPTS = re.compile(r"(?![0-9])\d")
+_SIGNS = str.maketrans(
+    dict.fromkeys("\u00d7\u00b7\u22c5\u2217\u2219", "*")
+    | dict.fromkeys("\u00f7\u2044\u2215", "/")
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d", "-")
+    | {"≤": "<=", "⩽": "<=", "≥": ">=", "⩾": ">=", "≠": " != ", "\u2223": "|"}
+    | {"√": " sqrt ", "π": " pi "}
+)
 
 
-def _read_scaled_digits(words: Sequence[str], start: int) -> tuple[str, int]:
-    after = words[start + 1] if start + 1 < len(words) else ""
-    if after not in _AFTER_DIGITS:
-        return words[start], start + 1
-    number = Decimal(words[start]) * _AFTER_DIGITS[after]
-    return f"{number.normalize():f}", start + 2
+def _plain_characters(text: str) -> str:
+    """Returns the text in lower case, with plain digits and signs, powers behind a caret."""
+    text = _EXCLAMATIONS.sub(".", text)
+    text = _SUPERSCRIPTS.sub(r"^(\g<0>)", text)
+    text = _THIN_SPACES.sub(",", _MIXED_NUMBERS.sub(" ", text))
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+    return _DIGITS_OF_OTHER_SCRIPTS.sub(lambda found: str(int(found[0])), text)
 
 
-def _is_one(words: Sequence[str], start: int, of: dict[str, int]) -> bool:
-    """Returns whether an article stands for one: a hundred, a million."""
-    return words[start : start + 1] == ["a"] and "".join(words[start + 1 : start + 2]) in of
+# LaTeX ----------------------------------------------------------------------------------------
+
+_LATEX_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!;:])(?=\d{3}(?!\d))")
+_LATEX_MODES = re.compile(r"\\[()\[\]{}]|\\?\$")
+_LATEX_NAMES = (
+    dict.fromkeys(("times", "cdot", "ast"), "*")
+    | dict.fromkeys(("le", "leq", "leqslant"), "<=")
+    | dict.fromkeys(("ge", "geq", "geqslant"), ">=")
+    | dict.fromkeys(("ne", "neq"), "!=")
+    | dict.fromkeys(("lvert", "rvert", "vert", "mid"), "|")
+    | {"div": "/", "pm": "±"}
+    | dict.fromkeys(("left", "right", "bigl", "bigr", "big", "text", "mathrm", "displaystyle"), "")
+)
+_LATEX = re.compile(rf"\\({'|'.join(_LATEX_NAMES)})(?![a-z])")
+_FRACTIONS_OF_DIGITS = re.compile(r"\\[cdt]?frac\s*(\d)\s*(\d?)")
+_BRACES = re.compile(r"(?P<over>\\[cdt]?frac\s*\{)|(?P<open>[{\[])|[}\]]")
 
 
-def _read_below_thousand(words: Sequence[str], start: int) -> tuple[int, int]:
-    """Returns a number below 1,000 and where it ends: `start`, where there is none."""
-    value, i = _read_below_hundred(words, start)
-    if i == start and _is_one(words, start, {"hundred": 100}):
-        value, i = 1, start + 1
-    if i < len(words) and words[i] == "hundred" and 0 < value < 20:
-        hundreds, i = 100 * value, i + 1
-        joined = i + (words[i : i + 1] == ["and"])
-        rest, end = _read_below_hundred(words, joined)
-        return hundreds + rest, end if end > joined else i
-    return value, i
+def _plain_latex(text: str) -> str:
+    r"""Returns the text without LaTeX's layout, \frac{a}{b} as (a)/(b), braces as parentheses."""
+    text = _LATEX_MODES.sub(" ", _LATEX_THOUSANDS.sub("", text))
+    text = _LATEX.sub(lambda found: f" {_LATEX_NAMES[found[1]]} ", text)
+    text = _FRACTIONS_OF_DIGITS.sub(r" \1/\2 ", text)
+    ends: list[str] = []
+
+    def parenthesis(found: re.Match[str]) -> str:
+        if found["over"] or found["open"]:
+            ends.append(")/" if found["over"] else ")")
+            return "("
+        return ends.pop() if ends else ")"
+
+    return _BRACES.sub(parenthesis, text)
 
 
-def _read_below_hundred(words: Sequence[str], start: int) -> tuple[int, int]:
-    word = words[start] if start < len(words) else ""
-    if word in _UNITS:
-        return _UNITS[word], start + 1
-    if word not in _TENS:
-        return 0, start
-    after = _UNITS.get(words[start + 1], 0) if start + 1 < len(words) else 0
-    return (_TENS[word] + after, start + 2) if 1 <= after <= 9 else (_TENS[word], start + 1)
+# Numbers, hyphens and exclamation marks ---------------------------------------------------------
+
+_PERCENT = re.compile(r"\bper\s?cent\b")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_BARE_FRACTIONS = re.compile(r"(?<![\w.])\.(?=\d)")  # .5 is 0.5
+_DECIMALS = re.compile(r"(?<![\d.])\d++\.\d++(?!\.\d)")  # one try for a run of digits
+
+_LETTER = r"(?<![^\W\d_])[b-hj-z]"  # a variable; a and I are words
+_NO_FACTORIALS = re.compile(rf"(?<!\d)(?<!{_LETTER})(?<!\d\))(?<!{_LETTER}\))!(?!=)")
+_FUNCTIONS = ("sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp")
+_OPERANDS = "|".join([*NUMBER_WORDS, *_FUNCTIONS])
+_HYPHENS = re.compile(
+    r"(?<=[^\W\d_]{2})-(?=[^\W\d_])"  # inside a word; a minus stays: 5-3, x - y, -(a+b)
+    rf"|-(?=\s*(?!(?:{_OPERANDS})\b)[^\W\d_]{{2}})"  # before a word
+    r"|-(?!\s*(?:[\w(]|\|[\w(]|\\[a-z]))"  # before nothing that could be subtracted
+)
+
+
+def _plain_numbers(text: str) -> str:
+    """Returns the text with every number in digits as digits, one point and no needless zero."""
+    text = _THOUSANDS.sub("", _PERCENT.sub("%", text))
+    text = _BARE_FRACTIONS.sub("0.", text)
+    return _DECIMALS.sub(lambda found: found[0].rstrip("0").rstrip("."), text)
+
+
+# Words and signs ------------------------------------------------------------------------------
+
+_TOKENS = re.compile(
+    r"\d+(?:\.\d+)?"  # a number, thousands' separators already gone
+    r"|[^\W\d_]+"  # a word
+    r"|(?<!\d)!="  # 5!=120 is a factorial
+    r"|[-+±*/^=<>%!|()]"  # what a sum means, and prose hardly uses
+    rf"|[,.;:?{END_OF_NUMBER}]"
+)
+_PUNCTUATION = frozenset(",.;:?")
+_ARITHMETIC = frozenset("+-±*/^")
+
+
+def _signs_that_matter(tokens: list[str]) -> list[str]:
+    """Returns the tokens, with a number's end for punctuation and for signs that say nothing."""
+    grouping = _grouping_parentheses(tokens)
+
+    def matters(i: int, token: str) -> bool:
+        if token in ("(", ")"):
+            return i in grouping
+        return token not in _PUNCTUATION and (token != "|" or _adjoins_arithmetic(tokens, i, i))
+
+    return [token if matters(i, token) else END_OF_NUMBER for i, token in enumerate(tokens)]
+
+
+def _grouping_parentheses(tokens: list[str]) -> set[int]:
+    """Returns where the parentheses are without which the arithmetic would be another.
+
+    They hold a sign and stand next to arithmetic, or hold several words or numbers that a sign
+    next to them takes as one: (2x)^2, 1/(2x). A pair directly inside another is needless.
+    """
+    opened: list[int] = []
+    ends: dict[int, int] = {}
+    for i, token in enumerate(tokens):
+        if token == "(":
+            opened.append(i)
+        elif token == ")" and opened:
+            ends[opened.pop()] = i
+    num_signs = list(accumulate((token in _ARITHMETIC for token in tokens), initial=0))
+    num_operands = list(accumulate((token[0].isalnum() for token in tokens), initial=0))
+
+    def groups(start: int, end: int) -> bool:
+        if ends.get(start - 1) == end + 1:
+            return False
+        if num_signs[end] > num_signs[start]:
+            return _adjoins_arithmetic(tokens, start, end)
+        before, after = tokens[start - 1 : start], tokens[end + 1 : end + 2]
+        taken_as_one = before in (["/"], ["^"], ["sqrt"]) or after in (["^"], ["!"])
+        return taken_as_one and num_operands[end] - num_operands[start] > 1
+
+    return {i for pair in ends.items() if groups(*pair) for i in pair}
+
+
+def _adjoins_arithmetic(tokens: list[str], start: int, end: int) -> bool:
+    """Returns whether a number, a letter, a function or a sign stands directly before or after."""
+    return any(
+        token[0].isdecimal()
+        or (token.isalpha() and len(token) == 1)
+        or token in _FUNCTIONS
+        or token in _ARITHMETIC
+        or token in ("(", ")", "|", "!")
+        for token in tokens[start - 1 : start] + tokens[end + 1 : end + 2]
+    )

@@ -191,6 +191,42 @@ def test_a_problem_with_its_numbers_written_otherwise_is_the_same():
     assert rules(other, LONG) == ["normalised"]
 
 
+@pytest.mark.parametrize(
+    ("problem", "copy"),
+    [
+        ("What is 1764 divided by 12?", "What is 1{,}764 divided by 12?"),
+        ("What is 3 \u22c5 4 + 5?", r"What is $3 \cdot 4+5$?"),
+        ("Simplify \u221a2 \u00b7 \u221a8", r"Simplify $\sqrt{2}\cdot\sqrt 8$"),
+        ("Find x\u00b2 if x=3", "Find $x^{2}$ if x=3"),
+        (
+            "How many integers lie between 100 and 500?",
+            "How many integers lie between one hundred and five hundred?",
+        ),
+        ("Ann has 50. 5 friends take 2 each.", "Ann has fifty. Five friends take two each."),
+        ("What is the sum of 20, 5 and 3?", "What is the sum of twenty, five and three?"),
+    ],
+)
+def test_short_problems_in_another_notation_are_the_same(problem: str, copy: str):
+    assert rules(copy, Problem("toy", "1", problem)) == ["normalised"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "other"),
+    [
+        ("What is 23 + 1?", "What is 2\u00b3 + 1?"),
+        ("What is 16 + 9?", "What is \u221a16 + 9?"),
+        ("What is 5 - 3?", "What is 5! - 3?"),
+        ("Compute 2 + 3 * 4.", "Compute (2 + 3) * 4."),
+        (r"Simplify $a+\frac{b}{c}$", r"Simplify $\frac{a+b}{c}$"),
+        ("Solve x - 3 = 5.", "Solve |x - 3| = 5."),
+        (r"Differentiate $\sin x \cos x$", r"Differentiate $\sin x - \cos x$"),
+        (r"Evaluate $5\pi$ numerically", r"Evaluate $5 - \pi$ numerically"),
+    ],
+)
+def test_short_problems_that_differ_in_a_sign_are_clean(problem: str, other: str):
+    assert rules(other, Problem("toy", "1", problem)) == []
+
+
 def test_thirteen_words_in_a_row_are_enough():
     copied = "Tell me this. In spring 9 lambs are born, and in autumn he sells a third of it. Why?"
     assert rules(copied, LONG) == ["13_words"]

@@ -186,7 +186,7 @@ def cluster() -> Iterator[Any]:
 
 
 def add_node(cluster: Any) -> Any:
-    """Returns a new node; Ray gives it half a minute to start, which a busy machine may not have."""
+    """Returns a new node; Ray gives it half a minute to start, too little on a busy machine."""
     for _ in range(2):
         with contextlib.suppress(Exception):
             return cluster.add_node(num_cpus=1)

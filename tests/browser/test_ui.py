@@ -26,6 +26,7 @@ pytestmark = pytest.mark.long
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 812}
 START_S, RUN_S = 180, 420
+PATIENCE_MS = 120_000  # MLflow's pages take a minute on a busy machine
 # MLflow's own page asks which user is logged in, and a server without accounts knows of none.
 _ABSENT = ("/ajax-api/2.0/mlflow/users/current",)
 
@@ -58,6 +59,12 @@ class Served:
     mlflow: str
     page: Any
     problems: list[str] = field(default_factory=list)
+
+    def listen_to(self, page: Any) -> None:
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("pageerror", lambda error: self.problems.append(f"{page.url}: {error}"))
+        page.on("console", self.hear)
+        page.on("response", self.look_at)
 
     def hear(self, message: Any) -> None:
         # What could not be loaded is told with its address by `look_at`.
@@ -96,11 +103,8 @@ def served(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             for url in (f"{dagster}/server_info", f"{mlflow}/health"):
                 wait_for(url, server)
             page = browser.new_context(viewport=DESK).new_page()
-            page.set_default_timeout(60_000)
             served = Served(Home.prepared(folder), dagster, mlflow, page)
-            page.on("pageerror", lambda error: served.problems.append(f"{page.url}: {error}"))
-            page.on("console", served.hear)
-            page.on("response", served.look_at)
+            served.listen_to(page)
             yield served
         finally:
             server.send_signal(signal.SIGTERM)
@@ -161,12 +165,32 @@ def test_a_checkpoint_leads_to_its_run_in_mlflow_and_the_run_back(served: Served
     assert served.problems == []
 
 
-def test_the_report_opens_and_can_be_clicked_through(served: Served) -> None:
+def test_the_report_opens_from_the_audits_page_and_can_be_clicked_through(served: Served) -> None:
+    from playwright.sync_api import expect
+
     served.open("/assets/audit")
-    link = served.page.locator("a[href$='report.html']").first
+    link = served.page.locator(f"a[href^='{served.mlflow}'][href$='report.html']").first
     link.wait_for()
-    # A browser follows no link from a served page to a file; a person pastes it.
-    served.page.goto(str(link.get_attribute("href")))
+    with served.page.expect_popup() as opened:
+        link.click()
+    shown = opened.value
+    served.listen_to(shown)
+    report = shown.frame_locator("iframe")  # MLflow shows a page within its own
+    links = report.locator("nav a[href^='#']")
+    links.first.wait_for()
+    for i in range(links.count()):
+        links.nth(i).click()
+        target = report.locator(str(links.nth(i).get_attribute("href")))
+        expect(target).to_be_focused()
+        expect(target).to_be_in_viewport()
+    shown.close()
+    assert served.problems == []
+
+
+def test_the_reports_file_opens_alone_and_on_a_phone(served: Served) -> None:
+    [audit] = [a for a in served.home.warehouse.artifacts() if a.stage == "audit"]
+    file = served.home.artifacts.folder("audit", audit.artifact_id) / "report.html"
+    served.page.goto(file.as_uri())
     served.keep("report")
     links = served.page.locator("nav a[href^='#']")
     assert links.count() >= 5

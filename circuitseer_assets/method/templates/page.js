@@ -13,6 +13,19 @@
   systemDark.addEventListener("change", show);
   show();
 
+  // Within another page, as MLflow shows it, a browser follows no link to a place in this one.
+  if (window !== window.parent) {
+    for (const link of document.querySelectorAll('a[href^="#"]')) {
+      link.addEventListener("click", (event) => {
+        event.preventDefault();
+        const place = document.querySelector(link.getAttribute("href"));
+        place.scrollIntoView();
+        place.tabIndex = -1;
+        place.focus({ preventScroll: true });
+      });
+    }
+  }
+
   for (const grid of document.querySelectorAll("[data-grid]")) {
     const rows = [...grid.tBodies[0].rows].map((row) => [...row.querySelectorAll("td")]);
     const cells = rows.flat();

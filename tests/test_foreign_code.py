@@ -27,6 +27,7 @@ from circuitseer_assets.settings import (
     Columns,
     HubCorpus,
     LocalModel,
+    TrainingPlacement,
     TrainingSettings,
 )
 from resources.corpora import read_rows
@@ -248,6 +249,7 @@ def train(folder: Path, report: Callable[[int, Mapping[str, float]], None]) -> N
             for i, p in enumerate(generate_problems(4, seed=5, split="train"))
         ],
         TrainingSettings(batch_size=2, max_steps=3, max_length=512, save_interval_steps=1),
+        TrainingPlacement(),
         output_dir=folder,
         prompt_template=None,
         report=report,

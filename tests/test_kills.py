@@ -30,6 +30,7 @@ NUM_STAGE_KILLS, NUM_RUN_KILLS = 32, 8
 OF_THE_RUN = {
     "artifacts": ("dagster_run_id", "mlflow_run_id", "created_at", "data_version"),
     "artifact_costs": ("duration_s", "num_forwards", "num_tokens"),
+    "artifact_evidence": ("manifest_sha256",),  # of files that tell how long it took
     "checkpoints": ("mlflow_model_uri", "duration_s"),
 }
 

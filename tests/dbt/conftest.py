@@ -121,6 +121,7 @@ def fixture_artifacts() -> Iterator[tuple[Artifact, dict[str, pa.Table]]]:
                 settings=settings,
                 code_version="1",
                 dagster_run_id=f"run of {artifact_id}",
+                mlflow_run_id=f"training of {artifact_id}" if "checkpoint" in artifact_id else None,
                 created_at=START + timedelta(hours=hour),
             ),
             {name: pa.Table.from_pylist(content) for name, content in rows.items()}

@@ -118,8 +118,10 @@ def test_subset_lineage_names_everything_the_subset_stands_on(full_build) -> Non
         "data_version": "version of subset-1",
         "code_version": "1",
         "dagster_run_id": "run of subset-1",
+        "training_mlflow_run_ids": "training of checkpoint-1",
         "created_at": datetime(2026, 1, 1, 7),
     }
+    assert second["training_mlflow_run_ids"] is None
     assert (second["num_samples"], second["budget_samples"], second["mean_score"]) == (1, 1, 5.0)
     assert second["budget_fraction"] is None
 

@@ -180,7 +180,9 @@ def cluster() -> Iterator[Any]:
 
     try:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    except Exception as error:  # Ray's own half minute to start, which a busy machine exceeds
+    except Exception as error:  # Ray raises that very class
+        if "timed out during startup" not in str(error):  # half a minute, which cannot be set
+            raise
         pytest.skip(f"no Ray cluster started here: {error}")
     try:
         yield cluster

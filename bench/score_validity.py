@@ -2,30 +2,31 @@
 
     python -m bench.score_validity --model tiny
     python -m bench.score_validity --model smollm2 --corpus path/to/gsm8k/train.jsonl
-    python -m bench.score_validity --model smollm2 --corpus path/to/train.jsonl --fail-rate 200
     python -m bench.score_validity --tables bench/results/score_validity-tiny.json
 
 Every reading is taken by every set of heads: those whose ablation costs most on reasoning probes
 (`delta`), those that cost more there than on plain prose (`specific`), those that cost most on the
-prose (`prose`) or on the first tokens of the probes' responses (`first_tokens`), and all; and, for
-comparison, by random sets of as many other heads of the same layers, or the nearest where a layer
-has too few. No two of them are the same, in one half or across halves: where fewer than 40 a half
-exist there are fewer. Each is correlated (Spearman) with the prompt's length and,
-with length held fixed, with the number of solution steps, the loss of the solution, and whether the
-model fails the problem.
+prose (`prose`), on the first tokens of the probes' responses (`first_tokens`) or on all tokens
+after these (`later_tokens`), and all; and, for comparison, by random sets with as many heads of
+each layer. Such a set may have heads in common with the chosen one, for without them a layer that
+is mostly chosen would have none like it; it is never the chosen set, and no two are the same, in
+one half or across halves. Each is correlated (Spearman) with the prompt's length and, with length
+held fixed, with the number of solution steps, the loss of the solution, and whether the model fails
+the problem.
 
 Half of the problems are looked at, half confirm: what lies 2 standard deviations outside the random
 sets in the first half is a candidate, and is confirmed where it does so on the same side in the
 second half, Holm-adjusted over the candidates.
 
-The embedded model answers every problem. Of a model that takes hours to, `--fail-rate` says of so
-many problems how often it fails: where it nearly always does, there is nothing to correlate with.
+The embedded model answers every problem. A model that takes hours to answers so many that it is
+known how often it fails: where it nearly always does, there is nothing to correlate with.
 """
 
 import argparse
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +41,7 @@ from bench.measure import log, print_result, start_logging
 from bench.models import MODELS, load_model, preset_settings
 from circuitseer_assets.method.composition import count_steps
 from circuitseer_assets.method.corpus import curate_rows
-from circuitseer_assets.method.head_effects import Laboratory, Progress, make_laboratory
-from circuitseer_assets.method.head_sets import draw_other_heads
+from circuitseer_assets.method.head_effects import Laboratory, Measured, Progress, make_laboratory
 from circuitseer_assets.method.response_loss import response_losses
 from circuitseer_assets.records import HeadId, Sample, TokenizedText
 from circuitseer_assets.settings import (
@@ -55,16 +55,17 @@ from resources.control_texts import read_control_texts
 from resources.corpora import columns_of, read_rows
 from resources.language_model import LanguageModel
 
-NUM_PROBES = {"tiny": 48, "smollm2": 12}
+NUM_PROBES = {"tiny": 192, "smollm2": 12}
 FRACTIONS = {"tiny": 0.125, "smollm2": 0.05}
 NUM_FIRST_TOKENS = 8
-NUM_RANDOM_SETS = 40
-MIN_RANDOM_SETS = 10
+NUM_RANDOM_SETS = 100
+MIN_RANDOM_SETS = 40
 # Draws without a set that was not drawn before: then there are hardly any left.
 MAX_REPEATS = 200
 PARTS = ("look", "confirm")
 LOOK_Z = 2.0
 LEVEL = 0.05
+MAX_ANSWERED = {"tiny": None, "smollm2": 128}
 MAX_NEW_TOKENS = {"tiny": 96, "smollm2": 256}
 MAX_BATCH_TOKENS = ExecutionSettings().max_batch_tokens
 
@@ -75,7 +76,6 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS)
     parser.add_argument("--corpus", type=Path, help="JSONL in GSM8K's columns; the preset's if not")
     parser.add_argument("--problems", type=int, default=1200)
-    parser.add_argument("--fail-rate", type=int, help="only ask so many problems, and count")
     parser.add_argument("--tables", type=Path, help="a result, to show as Markdown and not to make")
     arguments = parser.parse_args()
     if arguments.tables:
@@ -85,10 +85,7 @@ def main() -> None:
         parser.error("name a model with --model")
     start_logging()
     started = time.perf_counter()
-    if arguments.fail_rate:
-        result = measure_fail_rate(arguments.model, arguments.corpus, arguments.fail_rate)
-    else:
-        result = measure(arguments.model, arguments.corpus, arguments.problems)
+    result = measure(arguments.model, arguments.corpus, arguments.problems)
     print_result(result, started=started)
 
 
@@ -98,8 +95,11 @@ def measure(name: str, corpus: Path | None, num_problems: int) -> dict[str, Any]
     samples = read_problems(name, corpus, num_problems + NUM_PROBES[name])
     probes, problems = samples[: NUM_PROBES[name]], samples[NUM_PROBES[name] :]
     problems = [problem for problem in problems if is_readable(model, problem)]
-    sets, effects = choose_head_sets(name, model, probes)
-    targets = describe_problems(model, problems, answers=name == "tiny")
+    sets, evidence = choose_head_sets(name, model, probes)
+    targets = describe_problems(model, problems)
+    fails = find_failures(name, model, problems)
+    if len(fails) == len(problems):
+        targets["fails"] = fails
     # Two ways to choose may give one set: it is measured, and counted, once.
     names, membership = list_sets(unique_sets(sets), model)
     scores = read_problems_by(model, problems, membership)
@@ -114,12 +114,11 @@ def measure(name: str, corpus: Path | None, num_problems: int) -> dict[str, Any]
         "model": name,
         "num_problems": len(problems),
         "heads": {key: [str(head) for head in heads] for key, heads in sets.items()},
-        "effects_correlation_with_prose": float(stats.spearmanr(*effects).statistic),
-        "share_of_delta_heads_in_prose": len(set(sets["delta"]) & set(sets["prose"]))
-        / len(sets["delta"]),
+        **evidence,
         "num_random_sets": count_random_sets(names),
         "random_sets_overlap": overlap_of_random_sets(names, membership),
-        "fail_rate": float(targets["fails"].mean()) if "fails" in targets else None,
+        "num_answered": len(fails),
+        "fail_rate": float(fails.mean()),
         "num_candidates": sum(row["is_candidate"] for row in rows),
         "num_confirmed": sum(row["is_confirmed"] for row in rows),
         "rows": rows,
@@ -146,41 +145,30 @@ def read_problems(name: str, corpus: Path | None, count: int) -> list[Sample]:
     return list(found.values())
 
 
-def measure_fail_rate(name: str, corpus: Path | None, num_problems: int) -> dict[str, Any]:
-    """Returns how many problems, of those that no probe is of, the model answers rightly."""
-    model = load_model(name)
-    samples = read_problems(name, corpus, num_problems + NUM_PROBES[name])[NUM_PROBES[name] :]
-    right = list(answer(model, samples, max_new_tokens=MAX_NEW_TOKENS[name]))
-    return {
-        "model": name,
-        "num_problems": len(right),
-        "num_right": sum(right),
-        "fail_rate": 1 - sum(right) / len(right),
-    }
-
-
 def is_readable(model: LanguageModel, problem: Sample) -> bool:
     """Returns whether every reading has something to look at: a number, and a sentence before."""
     text = model.tokenize(problem.sample_id, problem.messages)
     return bool(text.numbers) and text.question_start != text.content[0]
 
 
-def describe_problems(
-    model: LanguageModel, problems: Sequence[Sample], *, answers: bool
-) -> dict[str, Floats]:
-    """Returns length, steps, loss and, where the model answers, failure by problem."""
+def describe_problems(model: LanguageModel, problems: Sequence[Sample]) -> dict[str, Floats]:
+    """Returns length, steps and loss by problem."""
     texts = [model.tokenize(s.sample_id, s.messages, s.response) for s in problems]
     losses = dict(response_losses(model.model, texts, max_batch_tokens=MAX_BATCH_TOKENS))
-    targets = {
+    return {
         "length": np.array([text.response_start for text in texts], float),
         "steps": np.array([count_steps(sample.response) for sample in problems], float),
         "loss": np.array([losses[text.sample_id].mean() for text in texts]),
     }
-    if answers:
-        answers = answer(model, problems, max_new_tokens=MAX_NEW_TOKENS["tiny"])
-        targets["fails"] = np.array([not right for right in answers], float)
-        log.info("the model fails %.1f %%", 100 * targets["fails"].mean())
-    return targets
+
+
+def find_failures(name: str, model: LanguageModel, problems: Sequence[Sample]) -> Floats:
+    """Returns by problem whether the model fails it, of the first MAX_ANSWERED[name]."""
+    asked = problems[: MAX_ANSWERED[name]]
+    right = answer(model, asked, max_new_tokens=MAX_NEW_TOKENS[name])
+    fails = np.array([not is_right for is_right in right], float)
+    log.info("the model fails %.1f %%", 100 * fails.mean())
+    return fails
 
 
 def answer(
@@ -218,8 +206,8 @@ def _final(text: str) -> str | None:
 
 def choose_head_sets(
     name: str, model: LanguageModel, probes: Sequence[Sample]
-) -> tuple[dict[str, list[HeadId]], tuple[Floats, Floats]]:
-    """Returns the head sets, and each head's effect on the probes and on prose, in nats."""
+) -> tuple[dict[str, list[HeadId]], dict[str, Any]]:
+    """Returns the head sets, and how far they hang on what they were measured by."""
     texts = [model.tokenize(s.sample_id, s.messages, s.response) for s in probes]
     settings = preset_settings(name).probe_set.model_copy(update={"num_control": len(probes)})
     prose = [
@@ -229,41 +217,88 @@ def choose_head_sets(
     laboratory = make_laboratory(
         model.model, texts, HeadRankingSettings(), max_batch_tokens=MAX_BATCH_TOKENS
     )
-    on_probes, relative = _effects(laboratory, texts)
-    on_prose, relative_on_prose = _effects(laboratory, prose)
-    on_first_tokens, _ = _effects(laboratory, [_cut(text) for text in texts])
+    on_probes, on_prose, on_first_tokens = (
+        _measure(laboratory, of) for of in (texts, prose, [cut(text) for text in texts])
+    )
+    on_later_tokens = effects_on_later_tokens(
+        on_probes.effects,
+        on_first_tokens.effects,
+        [len(text.input_ids) - text.response_start for text in texts],
+    )
     k = max(1, round(FRACTIONS[name] * len(laboratory.heads)))
 
-    def top(values: Floats) -> list[HeadId]:
-        return sorted(laboratory.heads[i] for i in np.argsort(-values, kind="stable")[:k])
+    def top(effects: Floats) -> list[HeadId]:
+        return [laboratory.heads[i] for i in _top(effects, k)]
 
+    delta, control = on_probes.effects.mean(1), on_prose.effects.mean(1)
     sets = {
-        "delta": top(on_probes),
-        "specific": top(relative - relative_on_prose),
-        "prose": top(on_prose),
-        "first_tokens": top(on_first_tokens),
+        "delta": top(delta),
+        "specific": top(delta / on_probes.clean_loss_nats - control / on_prose.clean_loss_nats),
+        "prose": top(control),
+        "first_tokens": top(on_first_tokens.effects.mean(1)),
+        "later_tokens": top(on_later_tokens),
         "all": list(laboratory.heads),
     }
-    return sets, (on_probes, on_prose)
+    chosen = set(sets["delta"])
+    return sets, {
+        "effects_correlation_with_prose": float(stats.spearmanr(delta, control).statistic),
+        "share_of_delta_heads": {
+            other: len(chosen & set(sets[other])) / k
+            for other in ("specific", "prose", "first_tokens", "later_tokens")
+        },
+        "overlap_of_disjoint_probes": overlap_of_disjoint_probes(on_probes.effects, k),
+    }
 
 
-def _cut(text: TokenizedText) -> TokenizedText:
-    """Returns the text with the first tokens of its response alone."""
-    stop = text.response_start + NUM_FIRST_TOKENS
-    return replace(text, input_ids=text.input_ids[:stop])
+def cut(text: TokenizedText) -> TokenizedText:
+    """Returns the text with the first tokens of its response alone, by a name of its own.
+
+    A laboratory knows a text by its name, and would give the whole text's effects again.
+    """
+    return replace(
+        text,
+        sample_id=f"{text.sample_id}:first_tokens",
+        input_ids=text.input_ids[: text.response_start + NUM_FIRST_TOKENS],
+    )
 
 
-def _effects(laboratory: Laboratory, texts: Sequence[TokenizedText]) -> tuple[Floats, Floats]:
+def effects_on_later_tokens(on_all: Floats, on_first: Floats, num_tokens: Sequence[int]) -> Floats:
+    """Returns each head's mean effect on what comes after the first tokens, in nats a token.
+
+    A loss is a mean over tokens, and no later token changes that of an earlier one: the mean over
+    all is that over the first and that over the later ones, weighted by how many they are.
+    """
+    num = np.array(num_tokens, float)
+    is_longer = num > NUM_FIRST_TOKENS
+    num_later = num[is_longer] - NUM_FIRST_TOKENS
+    total = on_all[:, is_longer] * num[is_longer]
+    later: Floats = (total - on_first[:, is_longer] * NUM_FIRST_TOKENS) / num_later
+    return later.mean(axis=1)
+
+
+def overlap_of_disjoint_probes(effects: Floats, k: int) -> dict[int, float]:
+    """Returns by a number of probes which share of the top `k` heads two such halves agree on."""
+    found = {}
+    size = effects.shape[1] // 2
+    while size >= 3:
+        first, second = (effects[:, of].mean(1) for of in (slice(size), slice(size, 2 * size)))
+        found[size] = len(set(_top(first, k)) & set(_top(second, k))) / k
+        size //= 2
+    return found
+
+
+def _top(effects: Floats, k: int) -> list[int]:
+    return sorted(np.argsort(-effects, kind="stable")[:k].tolist())
+
+
+def _measure(laboratory: Laboratory, texts: Sequence[TokenizedText]) -> Measured:
     everyone = np.ones(len(laboratory.heads), dtype=bool)
 
     def report(done: int, total: int) -> None:
         if done % 500 < 5:
             log.info("ablations: %d of %d", done, total)
 
-    total = len(everyone) * len(texts)
-    measured = laboratory.measure(texts, everyone, Progress(report, total))
-    effects = measured.effects.mean(axis=1)
-    return effects, effects / measured.clean_loss_nats
+    return laboratory.measure(texts, everyone, Progress(report, len(everyone) * len(texts)))
 
 
 def unique_sets(sets: Mapping[str, Sequence[HeadId]]) -> dict[str, Sequence[HeadId]]:
@@ -290,32 +325,39 @@ def list_sets(
         rows.append(_row(heads, num_layers, num_heads))
         if name == "all":
             continue
-        drawn = draw_distinct_sets(heads, num_layers, num_heads)
+        drawn = draw_distinct_sets(heads, num_heads)
         for i, others in enumerate(drawn):
             names.append(f"{name}:{PARTS[i % 2]}{i // 2}")
             rows.append(_row(others, num_layers, num_heads))
     return names, np.stack(rows)
 
 
-def draw_distinct_sets(
-    heads: Sequence[HeadId], num_layers: int, num_heads: int
-) -> list[Sequence[HeadId]]:
-    """Returns different sets as `draw_other_heads` draws them, 2 x NUM_RANDOM_SETS if there are.
+def draw_distinct_sets(heads: Sequence[HeadId], num_heads: int) -> list[Sequence[HeadId]]:
+    """Returns different sets with as many heads of each layer, 2 x NUM_RANDOM_SETS if there are.
+
+    The given set is none of them, though they may have heads in common with it.
 
     Raises:
         ValueError: so few are found that their spread would be a guess.
     """
     generator = np.random.default_rng(0)
+    num_by_layer = Counter(head.layer for head in heads)
     found: dict[frozenset[HeadId], Sequence[HeadId]] = {}
     repeats = 0
     while len(found) < 2 * NUM_RANDOM_SETS and repeats < MAX_REPEATS:
-        drawn = draw_other_heads(heads, num_layers, num_heads, generator)
-        repeats = repeats + 1 if frozenset(drawn) in found else 0
-        found.setdefault(frozenset(drawn), drawn)
+        drawn = [
+            HeadId(layer, int(head))
+            for layer, count in num_by_layer.items()
+            for head in generator.choice(num_heads, size=count, replace=False)
+        ]
+        is_known = frozenset(drawn) in found or frozenset(drawn) == frozenset(heads)
+        repeats = repeats + 1 if is_known else 0
+        if not is_known:
+            found[frozenset(drawn)] = drawn
     if len(found) < 2 * MIN_RANDOM_SETS:
         raise ValueError(
-            f"{len(heads)} heads must leave {2 * MIN_RANDOM_SETS} sets of other heads of their "
-            f"layers, they leave {len(found)}; rank a smaller share of the heads"
+            f"{len(heads)} heads must leave {2 * MIN_RANDOM_SETS} other sets with as many heads of "
+            f"each layer, they leave {len(found)}; rank a smaller share of the heads"
         )
     return list(found.values())
 
@@ -462,6 +504,7 @@ SETS = {
     "specific": "Heads that cost more on the probes than on prose",
     "prose": "Heads that cost most on prose",
     "first_tokens": "Heads that cost most on the first tokens of the probes' responses",
+    "later_tokens": "Heads that cost most on the later tokens of the probes' responses",
     "all": "All heads",
 }
 

@@ -1,5 +1,7 @@
 """The measurement of readings reads what the product reads."""
 
+from collections import Counter
+from dataclasses import replace
 from itertools import chain, combinations
 
 import numpy as np
@@ -9,20 +11,25 @@ from scipy import stats
 from bench.attention_readings import OF_HEADS, OF_PROFILE, read_problems_by
 from bench.models import load_model
 from bench.score_validity import (
+    NUM_FIRST_TOKENS,
     compare,
     confirm,
     count_random_sets,
+    cut,
     draw_distinct_sets,
+    effects_on_later_tokens,
     format_tables,
     list_sets,
+    overlap_of_disjoint_probes,
     partial_spearman,
     unique_sets,
 )
 from circuitseer_assets.method.corpus import sample_from_texts
+from circuitseer_assets.method.head_effects import Progress, make_laboratory
 from circuitseer_assets.method.sample_scores import score_samples
 from circuitseer_assets.method.word_problems import generate_problems
-from circuitseer_assets.records import HeadId
-from circuitseer_assets.settings import ScoringSettings
+from circuitseer_assets.records import HeadId, Message
+from circuitseer_assets.settings import HeadRankingSettings, ScoringSettings
 
 SETS = {
     "delta": [HeadId(0, 1), HeadId(0, 5), HeadId(3, 2)],
@@ -77,20 +84,59 @@ def test_equal_sets_are_measured_once_and_each_half_has_random_sets_of_its_own(m
         ]
         assert {len(set(half)) for half in halves} <= {len(halves[0]), len(halves[0]) - 1}
         assert not set(halves[0]) & set(halves[1])
+        num_by_layer = Counter(head.layer for head in heads)
         for row in chain(*halves):
-            assert not (np.array(row) > 0)[own].any()
-            assert (np.array(row) > 0).sum() == len(heads)
+            assert row != tuple(membership[names.index(name)])
+            is_in = (np.array(row) > 0).reshape(6, 8)
+            assert {i: n for i, n in enumerate(is_in.sum(1)) if n} == num_by_layer
 
 
 def test_random_sets_are_all_there_are_where_there_are_few() -> None:
-    """Of a layer of eight with five chosen, the three others are in every set: by enumeration."""
+    """By enumeration: as many heads of each layer, and not the chosen set itself."""
     heads = [HeadId(0, i) for i in range(5)] + [HeadId(1, 0)]
-    drawn = {frozenset(one) for one in draw_distinct_sets(heads, 3, 8)}
-    rest = [HeadId(1, i) for i in range(1, 8)]  # two for layer 0's lack, one for layer 1
-    always = {HeadId(0, 5), HeadId(0, 6), HeadId(0, 7)}
-    assert drawn == {frozenset({*always, *three}) for three in combinations(rest, 3)}
-    with pytest.raises(ValueError, match="rank a smaller share"):
-        draw_distinct_sets([HeadId(0, i) for i in range(4)], 2, 4)
+    with pytest.raises(ValueError, match=r"leave 80 other sets .* they leave 35"):
+        draw_distinct_sets(heads, 6)
+    drawn = {frozenset(one) for one in draw_distinct_sets(heads[:2] + heads[5:], 7)}
+    every = {
+        frozenset([*(HeadId(0, i) for i in of_first), HeadId(1, j)])
+        for of_first in combinations(range(7), 2)
+        for j in range(7)
+    }
+    assert drawn == every - {frozenset(heads[:2] + heads[5:])}
+
+
+def test_what_heads_do_on_parts_of_a_response_is_measured_and_not_remembered(model) -> None:
+    """Later tokens by the definition: the loss of what is left when the response starts later."""
+    texts = [
+        model.tokenize(str(i), [Message("user", p.prompt)], p.response)
+        for i, p in enumerate(generate_problems(3, seed=5, split="train"))
+    ]
+    later = [
+        replace(text, sample_id=f"{i}:l", response_start=text.response_start + NUM_FIRST_TOKENS)
+        for i, text in enumerate(texts)
+    ]
+    together = make_laboratory(model.model, texts, HeadRankingSettings(), max_batch_tokens=4096)
+    alone = make_laboratory(model.model, texts, HeadRankingSettings(), max_batch_tokens=4096)
+    which = np.ones(48, dtype=bool)
+
+    def effects(laboratory, of):
+        return laboratory.measure(of, which, Progress(lambda *_: None, 1)).effects
+
+    on_all, on_first = effects(together, texts), effects(together, list(map(cut, texts)))
+    assert on_first == pytest.approx(effects(alone, list(map(cut, texts))), abs=1e-6)
+    assert abs(on_all - on_first).max() > 0.01
+    num_tokens = [len(text.input_ids) - text.response_start for text in texts]
+    assert effects_on_later_tokens(on_all, on_first, num_tokens) == pytest.approx(
+        effects(alone, later).mean(axis=1), abs=1e-5
+    )
+
+
+def test_probes_that_say_the_same_agree_on_all_heads() -> None:
+    importance = np.arange(20.0)
+    same = importance[:, None] + np.zeros(12)
+    assert overlap_of_disjoint_probes(same, k=5) == {6: 1.0, 3: 1.0}
+    opposite = np.where(np.arange(12) < 6, importance[:, None], -importance[:, None])
+    assert overlap_of_disjoint_probes(opposite, k=5) == {6: 0.0, 3: 1.0}
 
 
 def test_the_partial_correlation_is_that_of_the_ranks_residuals() -> None:

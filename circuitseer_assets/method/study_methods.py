@@ -5,7 +5,7 @@ the seed for its selection and its training. Everything else is the same for all
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ def _scored_by(scorer: str, role: Role = "baseline", **changes: Any) -> StudyMet
 
 _TOP = {"sampling": "top"}
 
-METHODS: Mapping[str, StudyMethod] = {
+_CHOSEN: Mapping[str, StudyMethod] = {
     "circuitseer": StudyMethod("method"),
     "all_heads": StudyMethod("ablation", {"heads": "all"}),
     "random_heads": StudyMethod("ablation", {"heads": "random"}, draws_heads=True),
@@ -82,6 +82,17 @@ METHODS: Mapping[str, StudyMethod] = {
     "length_tokens": _scored_by("length", "control", budget="tokens"),
     "shortness_tokens": _scored_by("shortness", "control", budget="tokens"),
 }
+
+
+def baselines_besides(
+    methods: Mapping[str, StudyMethod], scorers: Iterable[str]
+) -> dict[str, StudyMethod]:
+    """Returns a baseline of its own name, which takes the top, for each scorer no method has."""
+    known = {method.scorer for method in methods.values()}
+    return {name: _scored_by(name, selection=_TOP) for name in scorers if name not in known}
+
+
+METHODS: Mapping[str, StudyMethod] = {**_CHOSEN, **baselines_besides(_CHOSEN, SCORERS)}
 
 PRIMARY_PAIRS = (("circuitseer", "random"), ("circuitseer", "full"))
 """The hypotheses fixed beforehand; every other comparison is an exploration."""

@@ -11,6 +11,7 @@ from circuitseer_assets.method.study_methods import (
     METHODS,
     PRIMARY_PAIRS,
     SENSITIVITY_PAIR,
+    baselines_besides,
     cell_slice,
     find_method,
     list_pairs,
@@ -48,6 +49,68 @@ def test_no_two_methods_select_alike() -> None:
 
 def test_every_scorer_is_compared() -> None:
     assert {settings_of(name).scoring.scorer for name in METHODS} == set(SCORERS)
+
+
+def test_a_scorer_that_no_method_names_is_a_baseline_that_takes_the_top(monkeypatch) -> None:
+    added = baselines_besides(METHODS, [*SCORERS, "sentences"])
+    assert set(added) == {"sentences"}
+    monkeypatch.setitem(SCORERS, "sentences", replace(SCORERS["length"]))
+    monkeypatch.setitem(METHODS, "sentences", added["sentences"])
+    settings = settings_of("sentences")
+    assert (settings.scoring.scorer, settings.selection.sampling) == ("sentences", "top")
+    assert ("sentences", "random") in list_pairs(list(METHODS))
+
+
+CIRCUITSEER = {
+    "scorer": "attention",
+    "reading": "attention_variance",
+    "heads": "reasoning",
+    "tokens": "all",
+    "span": "prompt",
+    "sampling": "exponential",
+    "debias": "none",
+    "budget": {"fraction": 0.1},
+}
+TOP, ALL = {"sampling": "top"}, {"budget": {"fraction": 1.0}}
+EQUAL_TOKENS = {"budget": {"tokens": 10_000}}
+
+
+@pytest.mark.parametrize(
+    ("name", "differs"),
+    [
+        ("circuitseer", {}),
+        ("all_heads", {"heads": "all"}),
+        ("random_heads", {"heads": "random"}),
+        ("top_k", TOP),
+        ("output_based", {"span": "response"}),
+        ("attention_cv2", {"reading": "attention_cv2"}),
+        ("attention_lift", {"reading": "attention_lift"}),
+        ("attention_focus", {"reading": "attention_focus", "tokens": "content"}),
+        ("content_tokens", {"tokens": "content"}),
+        ("length_debiased", {"debias": "length"}),
+        ("random", {"scorer": "random"}),
+        ("max_loss", {"scorer": "max_loss"} | TOP),
+        ("ifd", {"scorer": "ifd"} | TOP),
+        ("quality", {"scorer": "quality"} | TOP),
+        ("diversity", {"scorer": "diversity"} | TOP),
+        ("attention_influence", {"scorer": "attention_influence", "heads": "retrieval"} | TOP),
+        ("length", {"scorer": "length"}),
+        ("shortness", {"scorer": "shortness"}),
+        ("full", {"scorer": "random"} | ALL),
+        ("oracle", {"scorer": "oracle"}),
+        ("circuitseer_tokens", EQUAL_TOKENS),
+        ("random_tokens", {"scorer": "random"} | EQUAL_TOKENS),
+        ("length_tokens", {"scorer": "length"} | EQUAL_TOKENS),
+        ("shortness_tokens", {"scorer": "shortness"} | EQUAL_TOKENS),
+    ],
+)
+def test_what_a_name_stands_for(name: str, differs: dict) -> None:
+    """The whole list, from what the baselines and ablations are defined to be."""
+    settings = settings_of(name)
+    scoring, selection = settings.scoring.model_dump(), settings.selection.model_dump()
+    found = {key: (scoring | selection)[key] for key in CIRCUITSEER}
+    found["budget"] = {key: v for key, v in found["budget"].items() if v is not None}
+    assert found == CIRCUITSEER | differs
 
 
 def test_budgets() -> None:

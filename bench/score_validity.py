@@ -10,9 +10,9 @@ prose (`prose`), on the first tokens of the probes' responses (`first_tokens`) o
 after these (`later_tokens`), and all; and, for comparison, by random sets with as many heads of
 each layer. Such a set may have heads in common with the chosen one, for without them a layer that
 is mostly chosen would have none like it; it is never the chosen set, and no two are the same, in
-one half or across halves. Each is correlated (Spearman) with the prompt's length and, with length
-held fixed, with the number of solution steps, the loss of the solution, and whether the model fails
-the problem.
+one half or across halves: where there are fewer than 100 a half, all are taken. Each is correlated
+(Spearman) with the prompt's length and, with length held fixed, with the number of solution steps,
+the loss of the solution, and whether the model fails the problem.
 
 Half of the problems are looked at, half confirm: what lies 2 standard deviations outside the random
 sets in the first half is a candidate, and is confirmed where it does so on the same side in the
@@ -59,7 +59,7 @@ NUM_PROBES = {"tiny": 192, "smollm2": 12}
 FRACTIONS = {"tiny": 0.125, "smollm2": 0.05}
 NUM_FIRST_TOKENS = 8
 NUM_RANDOM_SETS = 100
-MIN_RANDOM_SETS = 40
+MIN_RANDOM_SETS = 10  # a layer that is nearly all chosen has no more
 # Draws without a set that was not drawn before: then there are hardly any left.
 MAX_REPEATS = 200
 PARTS = ("look", "confirm")

@@ -167,6 +167,24 @@ def test_warehouse_marts_and_mlflow_tell_of_the_same_study(home: Home, report: s
         assert run.data.tags["artifact_id"] == cell["study_cell_id"]
 
 
+def test_selecting_costs_what_the_stages_it_needs_cost(home: Home, report: str) -> None:
+    """By the warehouse's tables of costs and of heads, which no cell is made from."""
+    [ranking] = home.warehouse.query(
+        "select sum(num_probes) + max(num_probes) as num_forwards from head_importance"
+    ).to_pylist()
+    [cost] = home.warehouse.query(
+        "select duration_s from artifact_costs join artifacts using (artifact_id) "
+        "where stage = 'head_ranking'"
+    ).to_pylist()
+    for artifact in cells_of(home):
+        cell = load_cell(home.artifacts.folder("study_cell", artifact.artifact_id))
+        if cell["method"].startswith("circuitseer"):
+            assert cell["num_selection_forwards"] == cell["num_pool"] + ranking["num_forwards"]
+            assert cell["selection_s"] > cost["duration_s"]
+        else:  # random and the oracle read nothing
+            assert cell["num_selection_forwards"] == 0
+
+
 def test_its_assets_show_their_tables(home: Home, report: str) -> None:
     home.set_environment()
     for name, num_rows in (("study_cell", 1), ("study_results", None), ("sample_scores", None)):

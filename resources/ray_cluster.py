@@ -11,11 +11,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from circuitseer_assets.errors import ClusterError
-from circuitseer_assets.settings import ExecutionSettings
+from circuitseer_assets.settings import ExecutionSettings, ScoringExecution
 
 ANSWER_WITHIN_S = 30
 START_WITHIN_S = 30  # Ray's own, which cannot be set: on a busy machine it may be too short
@@ -112,7 +112,15 @@ def ensure_room(execution: ExecutionSettings) -> None:
     import ray
 
     resources_of_cluster: Any = ray.cluster_resources
-    scoring, there = execution.scoring, resources_of_cluster()
+    ensure_fits(execution.scoring, resources_of_cluster())
+
+
+def ensure_fits(scoring: ScoringExecution, there: Mapping[str, float]) -> None:
+    """Returns when the workers fit into the CPUs and GPUs that are `there`, as Ray counts them.
+
+    Raises:
+        ClusterError: they do not.
+    """
     cpus, gpus = int(there.get("CPU", 0)), there.get("GPU", 0.0)
     if cpus < scoring.num_workers:
         raise ClusterError(
@@ -131,8 +139,6 @@ def ensure_room(execution: ExecutionSettings) -> None:
 
 def _ensure_answers(address: str) -> None:
     """Returns when Ray's own health check passes: connecting would try for minutes, then abort."""
-    if address.startswith("ray://"):
-        return  # that client gives up by itself, after as long
     named = [] if address == "auto" else ["--address", address]
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *named]
     try:
@@ -149,8 +155,9 @@ def _no_answer(address: str, said: str) -> ClusterError:
     last = last_line(said)
     return ClusterError(
         f"execution.ray.address must be that of a running Ray cluster, got {address!r} ({last}); "
-        f"start it with `ray start --head`, correct the address, or leave it out for a cluster of "
-        f"this machine alone"
+        f"start it with `ray start --head`, correct the address, make this machine a node of it "
+        f"with `ray start --address=HOST:PORT --num-cpus=0`, or leave the address out for a cluster "
+        f"of this machine alone"
     )
 
 

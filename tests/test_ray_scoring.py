@@ -258,7 +258,11 @@ def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("execution", "said"),
     [
-        ({"ray": {"address": "http://host"}}, r"ray\.address: must be auto, host:port or ray://"),
+        ({"ray": {"address": "http://host"}}, r"ray\.address: must be auto or host:port, got"),
+        (
+            {"ray": {"address": "ray://head:10001"}},
+            r"ray\.address: must not be a Ray Client's, .* Ray Data .*, got 'ray://head:10001'",
+        ),
         ({"scoring": {"gpus_per_worker": 1.5}}, r"must be a whole number, or a part of one GPU"),
         ({"scoring": {"num_workers": 0}}, r"execution\.scoring\.num_workers.*got 0"),
         ({"scoring": {"backend": "dask"}}, r"execution\.scoring\.backend.*got 'dask'"),

@@ -65,8 +65,9 @@ def _gpus(number: float) -> float:
 def _ray_address(address: str) -> str:
     if address.startswith("ray://"):
         raise ValueError(
-            "must not be a Ray Client's, which Ray Data does not run over; make this machine a node "
-            "of the cluster with `ray start --address=HOST:6379 --num-cpus=0`, and set HOST:6379"
+            "must not be a Ray Client's, which Ray Data does not run over; make this machine a "
+            "node of the cluster with `ray start --address=HOST:6379 --num-cpus=0`, and set "
+            "HOST:6379"
         )
     if not re.fullmatch(r"auto|[^\s:/@]+:\d{1,5}", address):
         raise ValueError("must be auto or host:port")

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -253,6 +254,47 @@ def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         ray_cluster.open_cluster(ExecutionSettings(**on_ray(1))),
     ):
         pass
+
+
+def test_a_cluster_that_opens_removes_what_killed_drivers_left_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "CLUSTERS", tmp_path)
+    driver = (
+        "import pathlib, sys; from resources import ray_cluster as r; "
+        "r.CLUSTERS = pathlib.Path(sys.argv[1])\nwith r.own_folder(): print(flush=True); input()"
+    )
+    drivers = [
+        subprocess.Popen(
+            [sys.executable, "-c", driver, str(tmp_path)],
+            cwd=PROJECT_ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
+    try:
+        for process in drivers:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+        killed, living = (next(tmp_path.glob(f"*-{process.pid}-*")) for process in drivers)
+        # Of an earlier process that had this one's PID; and of another program.
+        names = (f"{os.getpid()}-{0:08x}", "mine")
+        earlier, other = (tmp_path / f"circuitseer-ray-{name}" for name in names)
+        earlier.mkdir()
+        other.mkdir()
+        assert ray_cluster.find_abandoned() == [earlier]
+        drivers[0].kill()
+        drivers[0].wait()
+        with ray_cluster.own_folder() as own:
+            assert set(tmp_path.iterdir()) == {own, living, other}
+        drivers[1].communicate(b"\n")
+        assert list(tmp_path.iterdir()) == [other]
+        assert not killed.exists()
+    finally:
+        for process in drivers:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize(

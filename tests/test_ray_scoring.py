@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from circuitseer_assets.assets.pool_scorer import PoolScorer
 from circuitseer_assets.errors import ClusterError, SettingsError
@@ -29,7 +30,7 @@ from circuitseer_assets.settings import (
     load_settings,
     parse_settings,
 )
-from resources import ray_cluster
+from resources import ray_cluster, ray_scoring
 from resources.home import Home
 from resources.language_model import identify_model
 from resources.ray_scoring import ScoringJob, ShardScorer, method_version
@@ -368,6 +369,7 @@ def job(tmp_path: Path) -> ScoringJob:
         shards=tmp_path / "shards",
         identity=identify_model(settings.base_model, cache=tmp_path / "models"),
         method_version=method_version(),
+        gpus_per_worker=0.0,
     )
 
 
@@ -400,6 +402,16 @@ def test_a_worker_refuses_where_the_shards_are_not_seen(job: ScoringJob, tmp_pat
     refusal, message = refusal_of(dataclasses.replace(job, shards=tmp_path / "elsewhere"))
     assert refusal == "ClusterError"
     assert "every node of the Ray cluster must see" in message
+
+
+def test_a_worker_without_a_gpu_loads_onto_none(
+    job: ScoringJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_scoring, "resolve_device", lambda settings: torch.device("cuda:0"))
+    refusal, message = refusal_of(job)
+    assert refusal == "SettingsError"
+    assert "gpus_per_worker must be above 0 where base_model.device (auto) is a GPU" in message
+    assert refusal_of(dataclasses.replace(job, gpus_per_worker=0.5)) == ("", "")
 
 
 def test_a_worker_with_other_code_or_another_model_refuses(job: ScoringJob) -> None:

@@ -5,7 +5,7 @@ interrupted.
 """
 
 import sys
-from typing import NoReturn, TextIO, cast
+from typing import NoReturn
 
 import typer
 
@@ -13,7 +13,7 @@ from circuitseer_assets.cli import audit, graph, keeping
 from circuitseer_assets.cli.terminal import console
 from circuitseer_assets.errors import CircuitSeerError
 from circuitseer_assets.method.tables import printable
-from circuitseer_assets.redaction import RedactedStream, redact_logs
+from circuitseer_assets.redaction import redact_output
 from resources.database_faults import fault_of
 
 app = typer.Typer(
@@ -30,9 +30,7 @@ def main() -> None:
 
     Nothing that is printed or logged holds a secret, the trace of a bug included.
     """
-    redact_logs()
-    sys.stdout = cast(TextIO, RedactedStream(sys.stdout))
-    sys.stderr = cast(TextIO, RedactedStream(sys.stderr))
+    redact_output()
     try:
         app()
     except CircuitSeerError as error:

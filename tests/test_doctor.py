@@ -20,6 +20,7 @@ from resources.dead_runs import HOST_TAG, PID_TAG
 from resources.health import check_home, file_system_of
 from resources.home import Home
 from resources.removal_journal import JOURNAL
+from resources.service_health import check_services
 from resources.warehouse_schema import MIGRATIONS
 from tests.chains import make_chain, make_checkpoint, recorded, stored
 from tests.conftest import small_settings, write_settings
@@ -340,6 +341,16 @@ def test_packages_that_do_not_fit_are_named(home: Home, monkeypatch: pytest.Monk
         "duckdb",
         "no-such-package",
     ]
+
+
+def test_the_extra_of_dagsters_storage_is_asked_for_and_no_other(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home.folder / "dagster/dagster.yaml").write_text("storage: {postgres: {}}\n")
+    wanted = ["none-of-all", 'none-of-it; extra == "postgres"', 'none-of-ray; extra == "ray"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: wanted)
+    [finding] = check_services(home)
+    assert finding.said.startswith("none-of-it must be installed; run `uv pip install -e '.[postg")
 
 
 def test_the_command_tells_it_and_its_status_says_whether_all_is_well(home: Home) -> None:

@@ -10,8 +10,9 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 from urllib.parse import quote, urlsplit
 
 HIDDEN = "***"
@@ -106,6 +107,13 @@ def redact_logs() -> None:
     make = logging.getLogRecordFactory()
     if not isinstance(make, _RedactedRecords):
         logging.setLogRecordFactory(_RedactedRecords(make))
+
+
+def redact_output() -> None:
+    """Keeps secrets out of all that this process prints or logs, the trace of a bug included."""
+    redact_logs()
+    sys.stdout = cast(TextIO, RedactedStream(sys.stdout))
+    sys.stderr = cast(TextIO, RedactedStream(sys.stderr))
 
 
 def redacted(values: Mapping[str, str | None]) -> dict[str, str]:

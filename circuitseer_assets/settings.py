@@ -63,8 +63,14 @@ def _gpus(number: float) -> float:
 
 
 def _ray_address(address: str) -> str:
-    if not re.fullmatch(r"auto|(ray://)?[^\s:/@]+:\d{1,5}", address):
-        raise ValueError("must be auto, host:port or ray://host:port")
+    if address.startswith("ray://"):
+        raise ValueError(
+            "must not be a Ray Client's, which Ray Data does not run over; make this machine a "
+            "node of the cluster with `ray start --address=HOST:6379 --num-cpus=0`, and set "
+            "HOST:6379"
+        )
+    if not re.fullmatch(r"auto|[^\s:/@]+:\d{1,5}", address):
+        raise ValueError("must be auto or host:port")
     return address
 
 
@@ -481,7 +487,7 @@ class ScoringExecution(_Frozen):
 class RayExecution(_Frozen):
     """Which running Ray cluster is used; without an address one is started for the time it takes.
 
-    `auto` is the cluster that runs on this machine.
+    This machine has to be one of its nodes. `auto` is the cluster of which it is one.
     """
 
     address: Annotated[str, AfterValidator(_ray_address)] | None = None

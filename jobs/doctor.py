@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from circuitseer_assets.errors import CircuitSeerError
 from resources import health
+from resources.database_faults import fault_of
 from resources.health import Finding
 from resources.home import Home
+from resources.service_health import check_services
 
 Outcome = Literal["ok", "repaired", "warning", "error", "not examined"]
 DIAGNOSIS_COLUMNS = ("check", "outcome", "what")
@@ -18,6 +19,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Home], Iterable[Finding]]]] = {
     "versions": ("Python and the installed packages", health.check_versions),
     "settings": ("what the settings name is there", health.check_settings),
     "device": ("the base model's device", health.check_device),
+    "services": ("extras and Ray as the settings need them, nothing left by Ray", check_services),
     "warehouse": ("opens, has this code's schema, its rows lead somewhere", health.check_warehouse),
     "store": ("every artifact's files, and none besides", health.check_store),
     "runs": ("no dead run, no slot of a pool held by one, no secret stored", health.check_runs),
@@ -75,16 +77,22 @@ def _examine(
     *,
     repair: bool,
 ) -> Diagnosis:
+    findings: list[Finding] = []
+    mended: list[Finding] = []
     try:
-        findings = list(check(home))
-        if repair:
-            for finding in findings:
-                if finding.repair is not None:
-                    finding.repair()
-    except CircuitSeerError as error:
+        for finding in check(home):
+            findings.append(finding)
+        for finding in findings if repair else ():
+            if finding.repair is not None:
+                finding.repair()
+                mended.append(finding)
+    except Exception as error:
         # What a check stands on was examined before it, and is named there as well.
-        findings = [Finding("error", str(error))]
-    left = [f for f in findings if not (repair and f.repair is not None)]
+        said = fault_of(error)
+        if said is None:
+            raise
+        findings.append(Finding("error", said))
+    left = [f for f in findings if f not in mended]
     outcome: Outcome = "ok"
     if any(finding.severity == "error" for finding in left):
         outcome = "error"
@@ -92,8 +100,8 @@ def _examine(
         outcome = "warning"
     elif findings:
         outcome = "repaired"
-    said = tuple(f.said + ("; repaired" if f not in left else "") for f in findings)
-    return Diagnosis(name, outcome, what, said)
+    told = tuple(f.said + ("; repaired" if f in mended else "") for f in findings)
+    return Diagnosis(name, outcome, what, told)
 
 
 def diagnosis_rows(diagnoses: Iterable[Diagnosis]) -> list[tuple[str, str, str]]:

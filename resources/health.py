@@ -92,27 +92,33 @@ def file_system_of(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
 
 def check_versions(home: Home) -> Iterator[Finding]:
     """Yields the installed packages that are not what CircuitSeer asks for."""
-    for line in importlib.metadata.requires("circuitseer") or ():
-        requirement = Requirement(line)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            installed = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding("error", f"{requirement.name} must be installed; run `make setup`")
-            continue
-        if not requirement.specifier.contains(installed, prereleases=True):
-            yield Finding(
-                "error",
-                f"{requirement.name} must be {requirement.specifier}, got {installed}; run "
-                f"`make setup`",
-            )
+    yield from find_misfits(remedy="run `make setup`")
     if sys.version_info[:2] not in ((3, 11), (3, 12)):
         yield Finding(
             "error",
             f"Python must be 3.11 or 3.12, got {sys.version.split()[0]}; make .venv anew with one "
             f"of these",
         )
+
+
+def find_misfits(extra: str = "", *, remedy: str) -> Iterator[Finding]:
+    """Yields the packages that CircuitSeer, or one extra of it, asks for and are not installed."""
+    for line in importlib.metadata.requires("circuitseer") or ():
+        requirement = Requirement(line)
+        marker = requirement.marker
+        is_meant = marker is None or marker.evaluate({"extra": extra})
+        if not is_meant or (extra and (marker is None or marker.evaluate({"extra": ""}))):
+            continue
+        try:
+            installed = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("error", f"{requirement.name} must be installed; {remedy}")
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            yield Finding(
+                "error",
+                f"{requirement.name} must be {requirement.specifier}, got {installed}; {remedy}",
+            )
 
 
 def check_settings(home: Home) -> Iterator[Finding]:

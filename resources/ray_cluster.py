@@ -6,20 +6,27 @@ Nothing here is imported with the graph: Ray is an optional extra, and takes sec
 import contextlib
 import logging
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from circuitseer_assets.errors import ClusterError
-from circuitseer_assets.settings import ExecutionSettings
+from circuitseer_assets.records import digest_of
+from circuitseer_assets.settings import ExecutionSettings, ScoringExecution
+from resources.processes import is_running, start_of
 
 ANSWER_WITHIN_S = 30
 START_WITHIN_S = 30  # Ray's own, which cannot be set: on a busy machine it may be too short
 NUM_STARTS = 3
+# Short, for sockets lie below: their paths have 107 characters at most. A folder's name tells whose
+# it is, for a driver that is killed leaves it: the process's PID and a digest of its start.
+CLUSTERS, _PREFIX = Path("/tmp"), "circuitseer-ray-"
 log = logging.getLogger("circuitseer")
 # What travels through Ray are names of files; Ray refuses less than 75 MiB.
 _OBJECT_STORE_BYTES = 100 * 2**20
@@ -55,7 +62,7 @@ def open_cluster(execution: ExecutionSettings) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         place: dict[str, Any]
         if address is not None:
-            _ensure_answers(address)
+            ensure_answers(address)
             place = {"address": address}
         else:
             place = {
@@ -63,17 +70,46 @@ def open_cluster(execution: ExecutionSettings) -> Iterator[None]:
                 "num_cpus": num_workers,
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE_BYTES,
-                "_temp_dir": stack.enter_context(
-                    # Short, for sockets lie in it: their paths have 107 characters at most.
-                    tempfile.TemporaryDirectory(
-                        prefix="circuitseer-ray-", dir="/tmp", ignore_cleanup_errors=True
-                    )
-                ),
+                "_temp_dir": str(stack.enter_context(own_folder())),
             }
         stack.callback(ray.shutdown)
         _connect(place | quiet)
         ensure_room(execution)
         yield
+
+
+@contextlib.contextmanager
+def own_folder() -> Iterator[Path]:
+    """Returns a context with a folder for a cluster, after removing what dead drivers left."""
+    pid = os.getpid()
+    folder = CLUSTERS / f"{_PREFIX}{pid}-{_digest_of_start(pid)}"
+    for left in (folder, *find_abandoned()):
+        shutil.rmtree(left, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_abandoned() -> list[Path]:
+    """Returns the folders of clusters whose driver, a process of this user, died and left them."""
+    left = []
+    for folder in sorted(CLUSTERS.glob(f"{_PREFIX}*")):
+        named = re.fullmatch(rf"{_PREFIX}(\d{{1,7}})-([0-9a-f]{{8}})?", folder.name)
+        if named is None or not os.access(folder, os.W_OK):
+            continue
+        pid, start = int(named[1]), named[2]
+        # An unknown start decides nothing.
+        is_driver = is_running(pid) and (not start or _digest_of_start(pid) in ("", start))
+        if not is_driver:
+            left.append(folder)
+    return left
+
+
+def _digest_of_start(pid: int) -> str:
+    start = start_of(pid)
+    return digest_of(start)[:8] if start else ""
 
 
 def _connect(place: dict[str, Any]) -> None:
@@ -112,7 +148,15 @@ def ensure_room(execution: ExecutionSettings) -> None:
     import ray
 
     resources_of_cluster: Any = ray.cluster_resources
-    scoring, there = execution.scoring, resources_of_cluster()
+    ensure_fits(execution.scoring, resources_of_cluster())
+
+
+def ensure_fits(scoring: ScoringExecution, there: Mapping[str, float]) -> None:
+    """Returns when the workers fit into the CPUs and GPUs that are `there`, as Ray counts them.
+
+    Raises:
+        ClusterError: they do not.
+    """
     cpus, gpus = int(there.get("CPU", 0)), there.get("GPU", 0.0)
     if cpus < scoring.num_workers:
         raise ClusterError(
@@ -129,10 +173,12 @@ def ensure_room(execution: ExecutionSettings) -> None:
         )
 
 
-def _ensure_answers(address: str) -> None:
-    """Returns when Ray's own health check passes: connecting would try for minutes, then abort."""
-    if address.startswith("ray://"):
-        return  # that client gives up by itself, after as long
+def ensure_answers(address: str) -> None:
+    """Returns when Ray's own health check passes: connecting would try for minutes, then abort.
+
+    Raises:
+        ClusterError: it does not.
+    """
     named = [] if address == "auto" else ["--address", address]
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *named]
     try:
@@ -149,8 +195,9 @@ def _no_answer(address: str, said: str) -> ClusterError:
     last = last_line(said)
     return ClusterError(
         f"execution.ray.address must be that of a running Ray cluster, got {address!r} ({last}); "
-        f"start it with `ray start --head`, correct the address, or leave it out for a cluster of "
-        f"this machine alone"
+        f"start it with `ray start --head`, correct the address, make this machine a node of it "
+        f"with `ray start --address=HOST:PORT --num-cpus=0`, or leave the address out for a "
+        f"cluster of this machine alone"
     )
 
 

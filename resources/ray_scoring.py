@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitseer_assets import errors
-from circuitseer_assets.errors import CircuitSeerError, ClusterError
+from circuitseer_assets.errors import CircuitSeerError, ClusterError, SettingsError
 from circuitseer_assets.method.scorers import find_scorer
 from circuitseer_assets.records import HeadId
 from circuitseer_assets.settings import (
@@ -23,7 +23,12 @@ from circuitseer_assets.settings import (
     ScoringSettings,
 )
 from resources.artifacts import data_version_of
-from resources.language_model import LanguageModel, ModelIdentity, load_language_model
+from resources.language_model import (
+    LanguageModel,
+    ModelIdentity,
+    load_language_model,
+    resolve_device,
+)
 from resources.ray_cluster import ensure_room, last_line, open_cluster
 from resources.score_shards import ScoredShard, ScoreShards
 
@@ -47,6 +52,7 @@ class ScoringJob:
     shards: Path
     identity: ModelIdentity
     method_version: str
+    gpus_per_worker: float
 
 
 def method_version() -> str:
@@ -164,9 +170,20 @@ class ShardScorer:
             results = list(score(reader, samples, self._job.scoring))
         self._shards.write_scores(name, ScoredShard(results, counted.use))
 
+    def _ensure_gpu(self) -> None:
+        # Ray hides no GPU from a worker that has none: all of them would load onto the first.
+        device = resolve_device(self._job.base_model)
+        if device.type == "cuda" and not self._job.gpus_per_worker:
+            raise SettingsError(
+                f"execution.scoring.gpus_per_worker must be above 0 where base_model.device "
+                f"({self._job.base_model.device}) is a GPU, as on {platform.node()}, got 0; set it "
+                f"to the GPUs, or the part of one, that a worker gets, or base_model.device to cpu"
+            )
+
     def _load(self) -> LanguageModel:
         """Returns the model, loaded with the first shard: what is wrong with it is a refusal."""
         if self._base_model is None:
+            self._ensure_gpu()
             loaded = load_language_model(self._job.base_model, cache=self._job.models)
             here, wanted = (
                 (loaded.identity, method_version()),

@@ -21,7 +21,8 @@ from typing import Any
 
 from circuitseer_assets.errors import CircuitSeerError
 from circuitseer_assets.records import FineTuning, ModelUse
-from circuitseer_assets.settings import Settings, parse_settings
+from circuitseer_assets.redaction import redact_output
+from circuitseer_assets.settings import BaseModelSettings, Settings, parse_settings
 
 REQUEST_FILE = "training_request.json"
 SAMPLES_FOLDER = "training_samples"
@@ -38,6 +39,7 @@ def main(work: Path) -> None:
     with (work / LOG_FILE).open("a") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
+    redact_output()
     request = json.loads((work / REQUEST_FILE).read_text())
     settings = parse_settings(request["settings"], origin=REQUEST_FILE)
     is_rank = "LOCAL_RANK" in os.environ
@@ -106,7 +108,6 @@ def _telling() -> Iterator[Tell]:
 
 
 def _train(work: Path, settings: Settings, models: Path, tell: Tell) -> tuple[FineTuning, ModelUse]:
-    import torch
     from accelerate.utils import gather_object
 
     from circuitseer_assets.method.checkpoint import fine_tune
@@ -114,9 +115,7 @@ def _train(work: Path, settings: Settings, models: Path, tell: Tell) -> tuple[Fi
     from resources.language_model import load_language_model
     from resources.sample_files import read_samples
 
-    if torch.cuda.is_available():
-        # The GPU that `cuda` means from here on.
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    choose_gpu(settings.base_model)
 
     def report(step: int, metrics: Mapping[str, float]) -> None:
         tell({"step": step, "metrics": dict(metrics)})
@@ -137,6 +136,16 @@ def _train(work: Path, settings: Settings, models: Path, tell: Tell) -> tuple[Fi
     return fine_tuning, ModelUse(
         sum(use.num_forwards for use in uses), sum(use.num_tokens for use in uses)
     )
+
+
+def choose_gpu(base_model: BaseModelSettings) -> None:
+    """Makes `cuda` mean this rank's GPU, where the base model is on one."""
+    import torch
+
+    from resources.language_model import resolve_device
+
+    if resolve_device(base_model).type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
 
 if __name__ == "__main__":

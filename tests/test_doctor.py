@@ -15,10 +15,12 @@ import duckdb
 import pytest
 
 from jobs.doctor import Diagnosis, examine
+from resources import ray_cluster
 from resources.dead_runs import HOST_TAG, PID_TAG
 from resources.health import check_home, file_system_of
 from resources.home import Home
 from resources.removal_journal import JOURNAL
+from resources.service_health import check_services
 from resources.warehouse_schema import MIGRATIONS
 from tests.chains import make_chain, make_checkpoint, recorded, stored
 from tests.conftest import small_settings, write_settings
@@ -31,6 +33,7 @@ NO_PROCESS = 2**22 - 3  # above every PID that Linux gives unless told otherwise
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME"):
         monkeypatch.setenv(name, str(tmp_path))  # to be put back
+    monkeypatch.setattr(ray_cluster, "CLUSTERS", tmp_path / "clusters")
     folder = tmp_path / "home"
     folder.mkdir()
     write_settings(folder, small_settings())
@@ -106,6 +109,10 @@ def age_the_warehouse(home: Home) -> None:
     Warehouse(home.warehouse.path, migrations=older).migrate()
 
 
+def leave_a_ray_cluster(home: Home) -> None:
+    (ray_cluster.CLUSTERS / f"circuitseer-ray-{NO_PROCESS}-01234567").mkdir(parents=True)
+
+
 MENDED = [
     ("store", leave_half_an_artifact, "was left by a process that died"),
     ("store", leave_files_without_a_row, "has no row in the warehouse"),
@@ -113,6 +120,7 @@ MENDED = [
     ("runs", leave_a_dead_run, "its process died"),
     ("runs", hold_a_slot, "holds a slot of a pool"),
     ("warehouse", age_the_warehouse, "schema version is 3, this code's"),
+    ("services", leave_a_ray_cluster, "was left by a Ray cluster whose driver died"),
 ]
 
 
@@ -205,6 +213,28 @@ def take_secrets_in(home: Home) -> None:
     configured.write_text("telemetry: {enabled: false}\n")
 
 
+def tear_the_history(home: Home) -> None:
+    with dg.DagsterInstance.get() as instance:
+        instance.get_runs()
+    [history] = home.folder.glob("dagster/history/runs.db")
+    history.write_bytes(b"torn" * 1000)
+
+
+def tear_mlflow(home: Home) -> None:
+    (home.folder / "mlflow.db").write_bytes(b"torn" * 1000)
+
+
+def ask_for_ray(home: Home) -> None:
+    execution = {"scoring": {"backend": "ray"}, "ray": {"address": "127.0.0.1:9"}}
+    write_settings(home.folder, {**small_settings(), "execution": execution})
+
+
+def ask_for_vllm(home: Home) -> None:
+    values = small_settings()
+    values["evaluation"]["backend"] = "vllm"
+    write_settings(home.folder, values)
+
+
 def point_mlflow_elsewhere(home: Home) -> None:
     execution = {"mlflow_tracking_uri": "http://127.0.0.1:9"}
     write_settings(home.folder, {**small_settings(), "execution": execution})
@@ -223,6 +253,10 @@ LEFT = [
     ("removal", "warning", kill_a_removal, "a removal was killed half-way"),
     ("runs", "warning", take_secrets_in, "Dagster should store no secret of the environment"),
     ("mlflow", "error", point_mlflow_elsewhere, "MLflow at http://127.0.0.1:9 must answer"),
+    ("mlflow", "error", tear_mlflow, "file is not a database"),
+    ("runs", "error", tear_the_history, "file is not a database"),
+    ("services", "error", ask_for_ray, "execution.ray.address must be that of a running Ray"),
+    ("services", "error", ask_for_vllm, "vllm must be installed; run `uv pip install -e '.[vllm]'"),
 ]
 
 
@@ -239,6 +273,7 @@ def test_what_needs_a_decision_is_named_and_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(ray_cluster, "ANSWER_WITHIN_S", 5)
     make_checkpoint(home, "a", make_chain(home, "a", ["s1", "s2"]))
     plant(home)
     for repair in (False, True):
@@ -278,6 +313,25 @@ def test_a_home_that_cannot_be_written_or_is_far_away_is_told(tmp_path: Path) ->
     assert file_system_of(tmp_path, tmp_path / "none") == ""
 
 
+def test_on_a_file_system_that_cannot_be_written_every_check_says_what_it_found(home: Home) -> None:
+    make_checkpoint(home, "a", make_chain(home, "a", ["s1", "s2"]))
+    folder = str(home.folder)
+    commands = [["mount", "--bind", folder, folder], ["mount", "-o", "remount,ro,bind", folder]]
+    done = [subprocess.run(command, capture_output=True, check=False) for command in commands]
+    try:
+        if any(one.returncode for one in done):
+            pytest.skip("nothing can be mounted here")
+        told = {one.check: one for one in examine(home, repair=True)}
+    finally:
+        if not done[0].returncode:
+            subprocess.run(["umount", folder], check=True)
+    assert "must be writable, and is not (Read-only file system)" in told["home"].findings[0]
+    assert told["runs"].outcome == "error"
+    assert "Read-only file system; free or correct it" in told["runs"].findings[0]
+    for check in ("versions", "settings", "device", "removal"):
+        assert told[check].outcome == "ok", told[check]
+
+
 def test_packages_that_do_not_fit_are_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["duckdb>=99", "no-such-package", "pyyaml>=6", 'other; python_version < "3"']
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: wanted)
@@ -287,6 +341,16 @@ def test_packages_that_do_not_fit_are_named(home: Home, monkeypatch: pytest.Monk
         "duckdb",
         "no-such-package",
     ]
+
+
+def test_the_extra_of_dagsters_storage_is_asked_for_and_no_other(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home.folder / "dagster/dagster.yaml").write_text("storage: {postgres: {}}\n")
+    wanted = ["none-of-all", 'none-of-it; extra == "postgres"', 'none-of-ray; extra == "ray"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: wanted)
+    [finding] = check_services(home)
+    assert finding.said.startswith("none-of-it must be installed; run `uv pip install -e '.[postg")
 
 
 def test_the_command_tells_it_and_its_status_says_whether_all_is_well(home: Home) -> None:

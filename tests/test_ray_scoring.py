@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from circuitseer_assets.assets.pool_scorer import PoolScorer
 from circuitseer_assets.errors import ClusterError, SettingsError
@@ -28,7 +30,7 @@ from circuitseer_assets.settings import (
     load_settings,
     parse_settings,
 )
-from resources import ray_cluster
+from resources import ray_cluster, ray_scoring
 from resources.home import Home
 from resources.language_model import identify_model
 from resources.ray_scoring import ScoringJob, ShardScorer, method_version
@@ -149,7 +151,7 @@ def test_two_workers_give_the_scores_of_one_process(
     addresses: set[str] = set()
 
     def look(done: int, total: int) -> None:
-        assert total == here[1]["num_scored_anew"]
+        assert total == NUM_SAMPLES  # one of each prompt
         seen.update(worker.pid for worker in workers())
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -255,10 +257,55 @@ def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         pass
 
 
+def test_a_cluster_that_opens_removes_what_killed_drivers_left_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "CLUSTERS", tmp_path)
+    driver = (
+        "import pathlib, sys; from resources import ray_cluster as r; "
+        "r.CLUSTERS = pathlib.Path(sys.argv[1])\nwith r.own_folder(): print(flush=True); input()"
+    )
+    drivers = [
+        subprocess.Popen(
+            [sys.executable, "-c", driver, str(tmp_path)],
+            cwd=PROJECT_ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
+    try:
+        for process in drivers:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+        killed, living = (next(tmp_path.glob(f"*-{process.pid}-*")) for process in drivers)
+        # Of an earlier process that had this one's PID; and of another program.
+        names = (f"{os.getpid()}-{0:08x}", "mine")
+        earlier, other = (tmp_path / f"circuitseer-ray-{name}" for name in names)
+        earlier.mkdir()
+        other.mkdir()
+        assert ray_cluster.find_abandoned() == [earlier]
+        drivers[0].kill()
+        drivers[0].wait()
+        with ray_cluster.own_folder() as own:
+            assert set(tmp_path.iterdir()) == {own, living, other}
+        drivers[1].communicate(b"\n")
+        assert list(tmp_path.iterdir()) == [other]
+        assert not killed.exists()
+    finally:
+        for process in drivers:
+            process.kill()
+            process.communicate()
+
+
 @pytest.mark.parametrize(
     ("execution", "said"),
     [
-        ({"ray": {"address": "http://host"}}, r"ray\.address: must be auto, host:port or ray://"),
+        ({"ray": {"address": "http://host"}}, r"ray\.address: must be auto or host:port, got"),
+        (
+            {"ray": {"address": "ray://head:10001"}},
+            r"ray\.address: must not be a Ray Client's, .* Ray Data .*, got 'ray://head:10001'",
+        ),
         ({"scoring": {"gpus_per_worker": 1.5}}, r"must be a whole number, or a part of one GPU"),
         ({"scoring": {"num_workers": 0}}, r"execution\.scoring\.num_workers.*got 0"),
         ({"scoring": {"backend": "dask"}}, r"execution\.scoring\.backend.*got 'dask'"),
@@ -322,6 +369,7 @@ def job(tmp_path: Path) -> ScoringJob:
         shards=tmp_path / "shards",
         identity=identify_model(settings.base_model, cache=tmp_path / "models"),
         method_version=method_version(),
+        gpus_per_worker=0.0,
     )
 
 
@@ -354,6 +402,16 @@ def test_a_worker_refuses_where_the_shards_are_not_seen(job: ScoringJob, tmp_pat
     refusal, message = refusal_of(dataclasses.replace(job, shards=tmp_path / "elsewhere"))
     assert refusal == "ClusterError"
     assert "every node of the Ray cluster must see" in message
+
+
+def test_a_worker_without_a_gpu_loads_onto_none(
+    job: ScoringJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_scoring, "resolve_device", lambda settings: torch.device("cuda:0"))
+    refusal, message = refusal_of(job)
+    assert refusal == "SettingsError"
+    assert "gpus_per_worker must be above 0 where base_model.device (auto) is a GPU" in message
+    assert refusal_of(dataclasses.replace(job, gpus_per_worker=0.5)) == ("", "")
 
 
 def test_a_worker_with_other_code_or_another_model_refuses(job: ScoringJob) -> None:

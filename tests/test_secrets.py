@@ -29,6 +29,7 @@ from circuitseer_assets.redaction import (
 from circuitseer_assets.settings import PROJECT_ROOT, load_settings, parse_settings
 from resources.home import Home
 from resources.tracking import Tracking
+from resources.training_process import LOG_FILE, PARENT_VARIABLE, REQUEST_FILE
 from tests.conftest import small_settings, write_settings
 
 # A value an environment may hold, with what JSON and addresses spell otherwise.
@@ -176,6 +177,25 @@ def test_a_stream_and_a_log_hold_no_secret(secrets: None, tmp_path: Path) -> Non
     assert "OSError: ***" in written
     assert "no secret: 1 of 2" in written
     assert (tmp_path / "stream").read_text() == "token: ***\n"
+
+
+def test_the_log_of_a_training_process_holds_none(secrets: None, tmp_path: Path) -> None:
+    # It is refused with a trace, which repeats the value that cannot be.
+    refused = {**small_settings(), "preset": f"The {CANARIES['HF_TOKEN']}"}
+    (tmp_path / REQUEST_FILE).write_text(json.dumps({"settings": refused}))
+    done = subprocess.run(
+        [sys.executable, "-m", "resources.training_process", str(tmp_path)],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    (tmp_path / REQUEST_FILE).unlink()
+    assert "SettingsError: preset: " in (tmp_path / LOG_FILE).read_text()
+    assert_clean(tmp_path, done.stdout + done.stderr)
 
 
 def test_mlflow_is_given_no_secret(secrets: None, tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ class PoolScorer:
             shards=self.shards.folder,
             identity=identify_model(base_model, cache=self.home.models),
             method_version=method_version(),
+            gpus_per_worker=execution.scoring.gpus_per_worker,
         )
         wanted = self._without_twins(missing)
         names = self.shards.write_samples(self._sample_shards(wanted))

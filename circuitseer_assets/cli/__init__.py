@@ -4,9 +4,8 @@ Exit status: 0 done, 1 something differs, 2 refused or failed, with one sentence
 interrupted.
 """
 
-import re
 import sys
-from typing import NoReturn, TextIO, cast
+from typing import NoReturn
 
 import typer
 
@@ -14,7 +13,8 @@ from circuitseer_assets.cli import audit, graph, keeping
 from circuitseer_assets.cli.terminal import console
 from circuitseer_assets.errors import CircuitSeerError
 from circuitseer_assets.method.tables import printable
-from circuitseer_assets.redaction import RedactedStream, redact_logs
+from circuitseer_assets.redaction import redact_output
+from resources.database_faults import fault_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,37 +30,17 @@ def main() -> None:
 
     Nothing that is printed or logged holds a secret, the trace of a bug included.
     """
-    redact_logs()
-    sys.stdout = cast(TextIO, RedactedStream(sys.stdout))
-    sys.stderr = cast(TextIO, RedactedStream(sys.stderr))
+    redact_output()
     try:
         app()
     except CircuitSeerError as error:
         _refuse(str(error), status=error.exit_status)
-    except OSError as error:
-        # A folder that cannot be written or read: the system's own words name it and the reason.
-        _refuse(f"{error.filename or 'the system'}: {error.strerror or error}; free or correct it")
     except Exception as error:
-        reason = database_reason(error)
-        if reason is None:
+        said = fault_of(error)
+        if said is None:
             raise
-        _refuse(
-            f"a database of Dagster or MLflow cannot be used ({reason}); correct that, or let "
-            f"`circuitseer doctor` look for more"
-        )
-
-
-def database_reason(error: Exception) -> str | None:
-    """Returns why a database cannot be used, in one line; None where that is not what happened."""
-    if type(error).__name__ == "DagsterInvalidConfigError":
-        unset = re.findall(r'the environment variable "(\w+)" which is not set', str(error))
-        return f"dagster.yaml takes it from {', '.join(sorted(unset))}: not set" if unset else None
-    if type(error).__module__.startswith("dagster_postgres"):
-        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    elif not type(error).__module__.startswith(("sqlite3", "sqlalchemy")):
-        return None
-    # SQLAlchemy adds the statement, and where to read on.
-    return " ".join(re.split(r"\[SQL|\(Background on", str(error))[0].split())
+        more = "" if isinstance(error, OSError) else "; `circuitseer doctor` looks for more"
+        _refuse(said + more)
 
 
 def _refuse(sentence: str, *, status: int = 2) -> NoReturn:

@@ -93,7 +93,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class StageEstimate:
-    """What one stage takes; `memory_bytes` of one GPU that does it alone.
+    """What one stage takes; `memory_bytes` of one GPU, the hours of all that share it.
 
     `disk_bytes` stay, `transient_disk_bytes` are needed beside them while the stage is at work.
     """
@@ -251,9 +251,7 @@ def _training(
     passes = 1 + (1 if training.lora else 2) + training.gradient_checkpointing
     flops = passes * model.flops(tokens, mean)
     trained = _num_trained(settings, model)
-    frozen_bytes = 2 if training.lora and training.dtype == "bfloat16" else 4
-    weights = model.num_parameters * (frozen_bytes if training.lora else 4)
-    memory = weights + trained * (4 * bool(training.lora) + 4 + _ADAM_BYTES)
+    memory = _state_bytes(settings, model, trained)
     memory += _activation_bytes(settings, model, max(kept, default=training.max_length))
     forwards = tokens * (1 + training.gradient_checkpointing)
     return StageEstimate(
@@ -287,10 +285,25 @@ def _num_trained(settings: Settings, model: ModelShape) -> float:
     return lora.rank * model.num_layers * ends
 
 
+def _state_bytes(settings: Settings, model: ModelShape, trained: float) -> float:
+    """Returns the size of weights, gradients and moments on one GPU."""
+    training, placement = settings.training, settings.execution.training
+    frozen_bytes = 2 if training.lora and training.dtype == "bfloat16" else 4
+    weights = model.num_parameters * (frozen_bytes if training.lora else 4)
+    state = weights + trained * (4 * bool(training.lora) + 4 + _ADAM_BYTES)
+    if placement.sharding == "fsdp":
+        # While they are computed with, one layer and the vocabulary's tables are gathered whole.
+        gathered = model.num_parameters - model.num_layer_parameters * (1 - 1 / model.num_layers)
+        return state / placement.num_processes + 4 * gathered
+    # Processes that exchange gradients hold them once more, in the buckets that are sent.
+    return state + 4 * trained * (placement.num_processes > 1)
+
+
 def _activation_bytes(settings: Settings, model: ModelShape, longest: float) -> float:
     training = settings.training
     num_bytes = BYTES_OF[training.dtype]
-    tokens = training.batch_size * longest
+    # The batch is that of a step, which all processes share.
+    tokens = training.batch_size / settings.execution.training.num_processes * longest
     inside = 10 * model.hidden_size + 3 * model.intermediate_size
     if training.gradient_checkpointing:
         kept = model.num_layers * model.hidden_size + inside
@@ -342,6 +355,8 @@ def _assumptions(settings: Settings) -> tuple[str, ...]:
         f"after the first round {_STILL_RACING[1]:.0%} of the heads are still in the race, and the "
         f"deepest that is chosen lies at {_DEEPEST:.0%} of the layers",
     ]
+    if (num_processes := settings.execution.training.num_processes) > 1:
+        said.append(f"training loses no time where {num_processes} GPUs share it")
     if settings.training.long_rows == "drop":
         said.append("samples longer than training.max_length are drawn and then left out")
     return tuple(said)

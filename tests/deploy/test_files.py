@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from circuitseer_assets.settings import PROJECT_ROOT
+from circuitseer_assets.settings import PROJECT_ROOT, ScoringExecution
+from resources.ray_cluster import ensure_fits
 from tests.deploy.services import DEPLOY
 
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -99,6 +100,17 @@ def test_the_ray_cluster_stands_together() -> None:
         selector = made["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
         assert selector.items() <= pod["metadata"]["labels"].items()
     assert spec["authOptions"]["mode"] == "token"
+    [group] = spec["workerGroupSpecs"]
+    assert group["replicas"] == group["minReplicas"]  # the operator keeps between these
+    [container] = group["template"]["spec"]["containers"]
+    asked = container["resources"]["requests"]
+    there = {"CPU": int(asked["cpu"]), "GPU": int(asked["nvidia.com/gpu"])}
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    [said] = re.findall(r"`execution\.scoring: (\{.*\})`", (DEPLOY / "README.md").read_text())
+    ensure_fits(
+        ScoringExecution(**yaml.safe_load(said)),
+        {name: number * group["replicas"] for name, number in there.items()},
+    )
 
 
 @pytest.mark.parametrize("script", ["slurm.sbatch", "postgres_databases.sh"])

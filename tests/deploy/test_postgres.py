@@ -10,8 +10,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from circuitseer_assets.cli import database_reason
 from circuitseer_assets.settings import PROJECT_ROOT
+from resources.database_faults import database_reason
 from resources.home import Home
 from tests.conftest import small_settings, write_settings
 from tests.deploy.services import Postgres, postgres_server

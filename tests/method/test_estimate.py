@@ -1,5 +1,7 @@
 """The estimate's sizes against a real model's, its tokens and operations against counted ones."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -96,6 +98,31 @@ def test_adapters_and_recomputation_trade_memory_for_operations() -> None:
     assert (lora.memory_bytes, lora.flops) < (full.memory_bytes, full.flops)
     assert again.memory_bytes < full.memory_bytes
     assert again.flops == pytest.approx(full.flops * 4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [
+        # 176,768 weights of 16 bytes with gradient and moments; a token's activations are
+        # 4 layers * (10 * 64 + 3 * 160) * 4 bytes + 2 * 101 logits of 4 bytes.
+        ({"num_processes": 1}, 176_768 * 16 + 8 * 200 * 18_728),
+        # Four share the 8 rows of a step; each holds the gradients twice.
+        ({"num_processes": 4}, 176_768 * 20 + 2 * 200 * 18_728),
+        # A quarter each, and whole at a time one layer's 40,960 and the tables' 2 * 101 * 64.
+        (
+            {"num_processes": 4, "sharding": "fsdp"},
+            176_768 * 4 + (40_960 + 12_928) * 4 + 2 * 200 * 18_728,
+        ),
+    ],
+)
+def test_the_memory_of_a_gpu_is_its_share_of_the_batch_and_of_the_shards(
+    placement: dict[str, Any], expected: float
+) -> None:
+    training = {"batch_size": 8, "lora": None, "dtype": "float32", "gradient_checkpointing": False}
+    made = stages(training=training, execution={"training": placement})["checkpoint"]
+    assert made.memory_bytes == expected
+    alone = stages(training=training)["checkpoint"]
+    assert made.gpu_hours == alone.gpu_hours
 
 
 def test_full_training_of_the_articles_model_holds_what_its_preset_says() -> None:

@@ -16,12 +16,15 @@ from typing import Any
 import dagster as dg
 import psutil
 import pytest
+import torch
 
 from circuitseer_assets.errors import ModelError, SettingsError, TrackingError
 from circuitseer_assets.method.word_problems import generate_problems
 from circuitseer_assets.records import FineTuning, Message, ModelUse, Sample
 from circuitseer_assets.settings import PROJECT_ROOT, Settings, parse_settings
+from resources import language_model
 from resources.training_launch import train_in_own_process
+from resources.training_process import choose_gpu
 from tests.conftest import small_settings
 
 # An epoch of 21 samples in batches of 8 ends with one of 5, which two processes cannot halve.
@@ -183,6 +186,19 @@ def test_a_training_process_that_dies_is_an_error_and_is_gone_on_with(
 def test_what_the_training_process_is_refused_with_is_raised_here(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"training\.max_length must leave at least one sample"):
         train(tmp_path, {}, max_length=8)
+
+
+@pytest.mark.parametrize(("device", "chosen"), [("cpu", []), ("cuda:0", [1])])
+def test_a_rank_takes_its_gpu_only_where_it_trains_on_one(
+    monkeypatch: pytest.MonkeyPatch, device: str, chosen: list[int]
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(language_model, "resolve_device", lambda settings: torch.device(device))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    choose_gpu(make_settings({}).base_model)
+    assert taken == chosen
 
 
 def test_shards_need_gpus(tmp_path: Path) -> None:

@@ -122,7 +122,8 @@ def _different(home: Home, before: str, after: str) -> list[tuple[str, Any, Any]
     """Returns what differs in the settings and versions of all that the two were made from."""
     recorded: list[dict[str, Any]] = []
     for name in (before, after):
-        artifacts = read_lineage(home, name).artifacts
+        # The nearest last, to have the last word: probes may come from an older corpus.
+        artifacts = list(reversed(read_lineage(home, name).artifacts))
         made_by = {key: value for one in artifacts for key, value in one.settings.items()}
         codes = {f"code_version.{one.stage}": one.code_version for one in artifacts}
         wanted = (*SLICES, "model_digest", "tokenizer_id", "dtype", "version")

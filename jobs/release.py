@@ -3,7 +3,7 @@
 import re
 
 from circuitseer_assets.errors import ArtifactError, SettingsError
-from circuitseer_assets.method.audit import Lineage, format_lineage
+from circuitseer_assets.method.audit import summarise_lineage
 from jobs.lineage import read_lineage
 from resources.home import Home
 from resources.model_registry import register_model
@@ -14,8 +14,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 def release_checkpoint(home: Home, checkpoint_id: str, name: str) -> str:
     """Returns the URI of the registered model's version that the checkpoint now is.
 
-    The version's description is the checkpoint's lineage; its tags lead to the checkpoint, the
-    subset and the run that trained it. Once released it keeps its version.
+    The version's description is a summary of the checkpoint's lineage; its tags lead to the
+    checkpoint, the subset and the run that trained it. Once released it keeps its version.
 
     Raises:
         ArtifactError: the id is that of no checkpoint.
@@ -34,7 +34,6 @@ def release_checkpoint(home: Home, checkpoint_id: str, name: str) -> str:
             f"what is released must be a checkpoint, got {checkpoint_id} of stage "
             f"{checkpoint.stage}; `circuitseer lineage {checkpoint_id}` names its relatives"
         )
-    upstream = Lineage(lineage.artifacts, lineage.missing, facts=lineage.facts)
     if lineage.missing:
         raise ArtifactError(
             f"all that {checkpoint_id} was made from must be recorded to be released, "
@@ -46,11 +45,13 @@ def release_checkpoint(home: Home, checkpoint_id: str, name: str) -> str:
         "subset_id": subset.artifact_id,
         "dagster_run_id": checkpoint.dagster_run_id or "",
     }
+    uri = str(lineage.facts[checkpoint.artifact_id]["model"])
+    summary = summarise_lineage(lineage, command=f"circuitseer lineage {uri}")
     with home.pruning():  # what is released is never pruned: here it is one or the other
         return register_model(
             home.tracking(),
-            str(lineage.facts[checkpoint.artifact_id]["model"]),
+            uri,
             name,
-            description=f"```text\n{format_lineage(upstream)}\n```",
+            description=f"```text\n{summary}\n```",
             tags=tags,
         )

@@ -36,24 +36,24 @@ def find_artifact_id(tracking: Tracking, uri: str) -> str:
     with tracking.reaching(f"look up {uri}"):
         client = tracking.client()
         if found := _OF_RUN.fullmatch(uri):
-            tags = client.get_run(found["run_id"]).data.tags
+            artifact_id = _artifact_id_in(client.get_run(found["run_id"]).data.tags)
         elif found := _LOGGED.fullmatch(uri):
-            tags = client.get_logged_model(found["model_id"]).tags
+            artifact_id = _artifact_id_in(client.get_logged_model(found["model_id"]).tags)
         elif version := _find_version(client, uri):
-            tags = version.tags
+            artifact_id = artifact_id_of_version(client, version)
         else:
             raise ArtifactError(
                 f"a model's URI must be models:/NAME/VERSION, models:/NAME@ALIAS, models:/NAME, "
                 f"models:/m-... or runs:/RUN_ID/..., got {uri!r}; copy it from the model's page in "
                 f"MLflow"
             )
-    artifact_id = tags.get("artifact_id")
     if not artifact_id:
         raise ArtifactError(
-            f"the model {uri} must have the tag artifact_id, and has not: it was not registered by "
-            f"`circuitseer release`; name the checkpoint's id instead"
+            f"the model {uri} must lead to a checkpoint by a tag artifact_id, of its version, its "
+            f"model or its run, and none has it: it was not trained here; name a checkpoint's id "
+            f"instead"
         )
-    return str(artifact_id)
+    return artifact_id
 
 
 def _find_version(client: "MlflowClient", uri: str) -> Any:
@@ -160,17 +160,29 @@ def register_model(
     with tracking.reaching(f"register {uri} as {name!r}"), as_tracking_uri(tracking.uri):
         client = tracking.client()
         model = client.get_logged_model(logged["model_id"])
-        if not client.search_registered_models(f"name = '{name}'"):
+        is_new = not client.search_registered_models(f"name = '{name}'")
+        if is_new:
             client.create_registered_model(name)
+        try:
+            versions = client.search_model_versions(f"name = '{name}'")
+            version = next((v for v in versions if v.source == uri), None)
+            if version is None:
+                version = client.create_model_version(
+                    name,
+                    uri,
+                    run_id=model.source_run_id,
+                    model_id=model.model_id,
+                    description=description,
+                    tags=dict(tags),
+                )
+            else:
+                client.update_model_version(name, version.version, description)
+                for key, value in tags.items():
+                    client.set_model_version_tag(name, version.version, key, value)
+        except Exception:
+            if is_new:  # no name is left that has no version
+                client.delete_registered_model(name)
+            raise
         # The model's own page tells of its newest version; every version keeps its own lineage.
         client.update_registered_model(name, description)
-        versions = client.search_model_versions(f"name = '{name}'")
-        version = next((v for v in versions if v.source == uri), None)
-        if version is None:
-            version = client.create_model_version(
-                name, uri, run_id=model.source_run_id, model_id=model.model_id
-            )
-        client.update_model_version(name, version.version, description)
-        for key, value in tags.items():
-            client.set_model_version_tag(name, version.version, key, value)
     return f"models:/{name}/{version.version}"

@@ -41,9 +41,13 @@ def name_of(base_model: BaseModelSettings) -> str:
 
 
 class ModelIdentities:
-    """What models are, each read once from its files, whatever these say of their time."""
+    """What models are, each read once from its files, whatever these say of their time.
 
-    def __init__(self) -> None:
+    Where a folder of remembered digests is given, files that look unchanged are not read again.
+    """
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self._cache = cache
         self._known: dict[str, dict[str, str]] = {}
 
     def of(self, base_model: BaseModelSettings) -> dict[str, str]:
@@ -55,7 +59,7 @@ class ModelIdentities:
         key = base_model.model_dump_json()
         if key not in self._known:
             with tempfile.TemporaryDirectory() as no_memory:
-                identity = identify_model(base_model, cache=Path(no_memory))
+                identity = identify_model(base_model, cache=self._cache or Path(no_memory))
             self._known[key] = {**asdict(identity), "dtype": resolve_dtype(base_model)}
         return self._known[key]
 

@@ -50,7 +50,8 @@ def explain_sample(chain: SubsetChain, name: str) -> Explanation:
         name: the sample's id, a beginning of it that no other has, or SOURCE:POSITION of its row.
 
     Raises:
-        ArtifactError: no sample has this name, several have, or the model in use is another.
+        ArtifactError: no sample has this name, several have, or the model that read them is
+            not there any more.
     """
     row = _find_quarantined(chain, name)
     if row is not None:

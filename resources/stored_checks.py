@@ -12,7 +12,11 @@ import pyarrow.parquet as pq
 
 from circuitseer_assets.errors import ArtifactError, CorpusError, ModelError
 from circuitseer_assets.method.corpus import curate_rows
-from circuitseer_assets.method.verification import NotCheckedError, different_settings
+from circuitseer_assets.method.verification import (
+    NotCheckedError,
+    different_rows,
+    different_settings,
+)
 from circuitseer_assets.method.weights import strata_from_table, weigh_samples
 from circuitseer_assets.records import Artifact, Sample, artifact_id_of
 from circuitseer_assets.settings import SLICES, Benchmark, HubCorpus, SelectionSettings
@@ -21,7 +25,7 @@ from resources.corpora import columns_of, read_rows
 from resources.draw import draw_subset
 from resources.home import Home
 from resources.recorded_model import IDENTITY, ModelIdentities, name_of, recorded_settings
-from resources.sample_files import read_samples
+from resources.sample_files import read_sample_ids, read_samples
 from resources.table_differences import find_differences
 
 # Parents that follow from the others: they are recorded, and no part of the identity.
@@ -79,6 +83,16 @@ class Store:
             if one.stage == stage and one.artifact_id in artifact.parents:
                 return one
         raise NotCheckedError(f"no {stage} is recorded for {artifact.artifact_id}")
+
+    def corpora_in_use(self) -> list[Artifact]:
+        """Returns the corpora that a pool is of, or that are looked at themselves.
+
+        Others gave probes only, which are kept while their rows exist: new rows, or changed
+        settings, make another corpus and leave the probes alone.
+        """
+        used = {parent for pool in self.of_stage("pool") for parent in pool.parents}
+        used.add(self.artifacts[0].artifact_id)
+        return [corpus for corpus in self.of_stage("corpus") if corpus.artifact_id in used]
 
 
 def check_files(store: Store) -> Iterator[str]:
@@ -142,9 +156,11 @@ def check_content(store: Store) -> Iterator[str]:
 
 def check_settings(store: Store) -> Iterator[str]:
     """Returns every setting that is not what the artifacts were made by."""
-    in_use = store.home.settings()
+    in_use, corpora = store.home.settings(), store.corpora_in_use()
     seen = set()
     for artifact in store.artifacts:
+        if artifact.stage == "corpus" and artifact not in corpora:
+            continue
         for name in SLICES:
             recorded = artifact.settings.get(name)
             if not isinstance(recorded, Mapping):
@@ -218,26 +234,44 @@ def _made_with_a_model(store: Store) -> list[Artifact]:
 
 
 def check_corpus(store: Store) -> Iterator[str]:
-    """Returns every row of the corpus's source that is another, is gone or is new."""
-    for corpus in store.of_stage("corpus"):
+    """Returns every row of the corpus's source that is another, is gone or is new.
+
+    A ranking stands on its probes alone: of the corpus that they came from, only they are sought.
+    """
+    corpora = store.corpora_in_use()
+    find = _changed_rows if corpora else _lost_probes
+    for corpus in corpora or store.of_stage("corpus")[:1]:
         settings = store.home.changed(corpus=corpus.settings["corpus"]).settings().corpus
-        stored = {
-            (sample.source, sample.position): sample.sample_id
-            for sample in read_samples(store.folder(corpus) / "samples")
-        }
+        rows = curate_rows(read_rows(settings), columns_of(settings))
         try:
-            for row in curate_rows(read_rows(settings), columns_of(settings)):
-                was = stored.pop((row.source, row.position), None)
-                now = row.sample_id if isinstance(row, Sample) else None
-                if was != now:
-                    yield _say_row(corpus, (row.source, row.position), was, now)
+            yield from find(store, corpus, (row for row in rows if isinstance(row, Sample)))
         except CorpusError as error:
             if isinstance(settings, HubCorpus):
                 raise NotCheckedError(str(error)) from error
             yield str(error)
             return
-        for place, was in stored.items():
-            yield _say_row(corpus, place, was, None)
+
+
+def _changed_rows(store: Store, corpus: Artifact, source: Iterator[Sample]) -> Iterator[str]:
+    stored = read_samples(store.folder(corpus) / "samples")
+    for place, was, now in different_rows(_by_place(stored), _by_place(source)):
+        yield _say_row(corpus, place, was, now)
+
+
+def _by_place(samples: Iterator[Sample]) -> Iterator[tuple[tuple[str, int], str]]:
+    return (((sample.source, sample.position), sample.sample_id) for sample in samples)
+
+
+def _lost_probes(store: Store, corpus: Artifact, source: Iterator[Sample]) -> Iterator[str]:
+    [probe_set, *_] = store.of_stage("probe_set")
+    kinds = (store.folder(probe_set) / kind for kind in ("ranking", "confirmation"))
+    probes = {sample_id for folder in kinds for sample_id in read_sample_ids(folder)}
+    for sample_id in sorted(probes.difference(sample.sample_id for sample in source)):
+        yield (
+            f"probe {sample_id} of {probe_set.artifact_id} is in no row of the source of "
+            f"{corpus.artifact_id} any more: the source was changed; put it back, or run "
+            f"`make run`, which draws new probes"
+        )
 
 
 def _say_row(corpus: Artifact, place: tuple[str, int], was: str | None, now: str | None) -> str:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from circuitseer_assets.errors import ArtifactError
 from circuitseer_assets.method.explanation import ReadTokens, Token
 from circuitseer_assets.method.head_sets import choose_heads
+from circuitseer_assets.method.verification import NotCheckedError
 from circuitseer_assets.records import HeadId, HeadRanking, Sample, UnscoredSample
 from circuitseer_assets.settings import ScoringSettings
 from resources.language_model import LanguageModel, load_language_model
+from resources.recorded_model import ModelIdentities, find_base_model
 from resources.subset_chain import SubsetChain
 
 if TYPE_CHECKING:
     from circuitseer_assets.method.token_attention import TokenAttention
-
-_IDENTITY = ("model_digest", "tokenizer_id", "dtype")
 
 
 @dataclass(frozen=True)
@@ -53,25 +53,21 @@ class TokenReader:
 def open_token_reader(chain: SubsetChain) -> Iterator[TokenReader]:
     """Yields a reader with the base model, which is let go of at the end.
 
+    It is the model that the pool was scored by, wherever the settings in use have moved on to.
+
     Raises:
-        ArtifactError: the base model of the settings is not the one that the pool was scored by.
+        ArtifactError: that model is not there, or is not the same any more.
         ModelError: the model cannot be loaded.
     """
-    _ensure_same_model(chain)
-    base_model = load_language_model(chain.home.settings().base_model, cache=chain.home.models)
+    home = chain.home
+    try:
+        settings = find_base_model(home, chain.scores, ModelIdentities(home.models))
+    except NotCheckedError as error:
+        raise ArtifactError(
+            f"{error}; put it back, or name a subset whose model is there"
+        ) from error
+    base_model = load_language_model(settings, cache=home.models)
     yield TokenReader(chain, base_model, heads_read(chain.head_ranking, chain.scoring, base_model))
-
-
-def _ensure_same_model(chain: SubsetChain) -> None:
-    in_use = chain.home.model_identity()
-    for name in _IDENTITY:
-        scored_by = chain.scores.settings[name]
-        if in_use[name] != scored_by:
-            raise ArtifactError(
-                f"base_model must be the one that {chain.scores.artifact_id} was scored by "
-                f"({name} {scored_by}), got {name} {in_use[name]}; set base_model back, or name a "
-                f"subset that was drawn by the model in use"
-            )
 
 
 def heads_read(

@@ -1,14 +1,16 @@
 """Chains of artifacts in a real home, as the graph makes them, but for the work: files and rows."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 
 from circuitseer_assets.assets.checkpoint import CHECKPOINT_FILE, WEIGHTS_FILE
+from circuitseer_assets.method.audit import Lineage
 from circuitseer_assets.records import Artifact
-from circuitseer_assets.settings import PROJECT_ROOT
+from circuitseer_assets.settings import PROJECT_ROOT, load_settings
 from resources.artifacts import data_version_of, digest_file
 from resources.home import Home
 
@@ -129,3 +131,40 @@ def stored(home: Home) -> set[str]:
 
 def model_of(home: Home, checkpoint_id: str) -> str:
     return home.warehouse.models_of_checkpoints()[checkpoint_id]
+
+
+def paper_lineage() -> Lineage:
+    """Returns the lineage of a checkpoint as the preset `paper` makes it after a re-curation."""
+    settings = load_settings(PROJECT_ROOT / "presets/paper.yaml")
+    model = {"dtype": "bfloat16", "model_digest": "d" * 16, "tokenizer_id": "t" * 16}
+    graph = {
+        "checkpoint": ("training", ["subset"]),
+        "subset": ("selection", ["sample_scores"]),
+        "sample_scores": ("scoring", ["pool", "head_ranking"]),
+        "pool": ("decontamination", ["corpus", "probe_set"]),
+        "head_ranking": ("head_ranking", ["probe_set"]),
+        "corpus": ("corpus", []),
+        "probe_set": ("probe_set", ["older"]),
+        "older": ("corpus", []),
+    }
+    artifacts = tuple(
+        Artifact(
+            artifact_id=f"{name}-{'a' * 16}",
+            stage="corpus" if name == "older" else name,
+            data_version="b" * 16,
+            parents=tuple(f"{parent}-{'a' * 16}" for parent in parents),
+            settings={slice_: settings.slice(slice_), "version": "v" * 16, **model},
+            code_version="1",
+            dagster_run_id="96850215-cc10-4650-bd92-5357857cd7ca",
+            mlflow_run_id="f" * 32,
+            created_at=datetime(2026, 1, 2, tzinfo=UTC),
+        )
+        for name, (slice_, parents) in graph.items()
+    )
+    base_model = {"base_model": f"Qwen/Qwen2.5-Math-7B@{'0' * 40}"}
+    heads = [f"{layer}.{head}" for layer in (12, 20) for head in range(20)]
+    facts = {
+        artifacts[0].artifact_id: {**base_model, "model": f"models:/m-{'0' * 32}"},
+        artifacts[4].artifact_id: {**base_model, "heads": heads},
+    }
+    return Lineage(artifacts, facts=facts)

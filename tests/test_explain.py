@@ -1,6 +1,7 @@
 """`circuitseer explain` and the audit's page in a real home: what is shown is what was stored."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,12 @@ def test_the_variance_of_the_shown_numbers_is_the_stored_score(
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(page)
     assert f"<h1>Sample {sample_id}</h1>" in page.read_text()
+    page.unlink()
+    done = circuitseer(
+        home.folder, "explain", sample_id, "--subset", subset_id, "--html", str(page), "--json"
+    )
+    assert json.loads(done.stdout) == {"path": str(page), **said}
+    assert page.is_file()
 
 
 def test_the_draw_is_told_as_it_was_stored(home: Home, chain: SubsetChain) -> None:
@@ -116,13 +123,16 @@ def test_a_beginning_is_enough_where_only_one_has_it(chain: SubsetChain) -> None
             find_sample_id(chain, name)
 
 
-def test_another_model_than_the_scores_is_refused(
+def test_the_model_that_read_a_subset_explains_it_though_settings_have_moved_on(
     home: Home, chain: SubsetChain, other_model: Path
 ) -> None:
     changed = home.changed(base_model={"source": "local", "path": str(other_model)})
+    sample_id = str(chain.pool_scores["sample_id"][0])
     elsewhere = SubsetChain.of(changed, chain.subset.artifact_id)
-    with pytest.raises(ArtifactError, match="base_model must be the one that sample_scores-"):
-        explain_sample(elsewhere, str(chain.pool_scores["sample_id"][0]))
+    assert explain_sample(elsewhere, sample_id) == explain_sample(chain, sample_id)
+    scores = replace(elsewhere.scores, settings={**chain.scores.settings, "model_digest": "lost"})
+    with pytest.raises(ArtifactError, match=r"the base model that sample_scores-\w+ was made with"):
+        explain_sample(replace(elsewhere, scores=scores), sample_id)
 
 
 # the audit's page ---------------------------------------------------------------------------------

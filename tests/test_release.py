@@ -18,6 +18,7 @@ from jobs.lineage import read_lineage
 from jobs.release import release_checkpoint
 from jobs.verify import CHECKS, verify
 from resources.home import Home
+from resources.tracking import as_tracking_uri
 from tests.conftest import small_settings, write_settings
 from tests.test_cli import circuitseer
 
@@ -30,8 +31,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     folder = tmp_path_factory.mktemp("home")
     write_settings(folder, small_settings())
     home = Home.prepared(folder)
-    with home.tracking().run("checkpoint-1") as run:
-        tags = {"artifact_id": "checkpoint-1"}
+    tags = {"artifact_id": "checkpoint-1"}
+    with home.tracking().run("checkpoint-1", tags) as run:
         uri = run.log_checkpoint(PROJECT_ROOT / "models/tiny", tags=tags)
     rows = {"head_ranking": heads(), "subset": members(), "checkpoint": trained(uri)}
     for i, stage in enumerate(CHAIN):
@@ -104,8 +105,13 @@ def test_a_release_is_a_version_that_tells_its_lineage_and_is_made_once(home: Ho
     first = release_checkpoint(home, "checkpoint-1", "teller")
     assert release_checkpoint(home, "checkpoint-1", "teller") == first == "models:/teller/1"
     version = home.tracking().client().get_model_version("teller", "1")
-    lineage = read_lineage(home, "checkpoint-1")
-    assert format_lineage(lineage) in version.description
+    assert "heads 0.1 2.1 10.0" in version.description
+    for stage in CHAIN:
+        assert f"{stage}-1: content v-{stage}, Dagster run run-of-{stage}" in version.description
+    [command] = [line for line in version.description.splitlines() if "circuitseer " in line]
+    uri = command.split()[-1]
+    assert command.endswith(f"circuitseer lineage {uri}")
+    assert read_lineage(home, uri).artifact_id == "checkpoint-1"
     assert (
         version.description == home.tracking().client().get_registered_model("teller").description
     )
@@ -114,6 +120,36 @@ def test_a_release_is_a_version_that_tells_its_lineage_and_is_made_once(home: Ho
         "subset_id": "subset-1",
         "dagster_run_id": "run-of-checkpoint",
     }
+
+
+def test_a_release_that_fails_leaves_no_empty_model(home: Home) -> None:
+    refuse = "create trigger full before insert on model_versions begin select raise(fail, ''); end"
+    with contextlib.closing(sqlite3.connect(home.folder / "mlflow.db")) as store, store:
+        store.execute(refuse)
+    try:
+        with pytest.raises(TrackingError, match="register models:/m-"):
+            release_checkpoint(home, "checkpoint-1", "halfway")
+    finally:
+        with contextlib.closing(sqlite3.connect(home.folder / "mlflow.db")) as store, store:
+            store.execute("drop trigger full")
+    assert not home.tracking().client().search_registered_models("name = 'halfway'")
+    assert release_checkpoint(home, "checkpoint-1", "halfway") == "models:/halfway/1"
+
+
+def test_a_model_registered_by_hand_leads_to_the_heads(home: Home) -> None:
+    tracking, checkpoint = home.tracking(), home.warehouse.find_artifact("checkpoint-1")
+    assert checkpoint is not None
+    logged = read_lineage(home, "checkpoint-1").facts["checkpoint-1"]["model"]
+    client = tracking.client()
+    with as_tracking_uri(tracking.uri):
+        client.create_registered_model("byhand")
+        client.create_model_version("byhand", logged)
+        client.create_model_version("byhand", "elsewhere", run_id=checkpoint.mlflow_run_id)
+    assert [client.get_model_version("byhand", one).tags for one in ("1", "2")] == [{}, {}]
+    done = circuitseer(home.folder, "lineage", "models:/byhand/1")
+    assert done.returncode == 0, done.stderr
+    assert "heads 0.1 2.1 10.0" in done.stdout
+    assert read_lineage(home, "models:/byhand").artifact_id == "checkpoint-1"  # by its run
 
 
 def test_a_version_that_is_pointed_elsewhere_does_not_verify(home: Home) -> None:
@@ -162,7 +198,7 @@ def test_a_model_from_elsewhere_is_not_taken_for_a_checkpoint(home: Home) -> Non
     client = home.tracking().client()
     client.create_registered_model("stranger")
     client.create_model_version("stranger", str(Path(home.folder) / "mlartifacts"))
-    with pytest.raises(ArtifactError, match=r"must have the tag artifact_id, and has not"):
+    with pytest.raises(ArtifactError, match=r"by a tag artifact_id, .* and none has it"):
         read_lineage(home, "models:/stranger/1")
 
 

@@ -224,7 +224,7 @@ def test_a_score_edited_everywhere_is_found_by_scoring_again(made: Made) -> None
     found = made.verify(num_samples=len(ids))
     assert differing(found) == {"scores"}
     assert f"the score of {ids[row]} comes out as" in findings(found, "scores")
-    assert outcomes(made.verify(skip=["scores"]))["scores"] == "not checked"
+    assert outcomes(made.verify(skip=["scores"]))["scores"] == "skipped"
 
 
 def test_a_heads_effect_edited_everywhere_is_found_by_ablating_again(made: Made) -> None:
@@ -354,6 +354,23 @@ def test_a_swapped_model_file_is_named_whatever_its_time_says(made: Made) -> Non
     assert differing(made.verify()) == {"model"}
 
 
+def test_a_check_that_could_not_be_made_is_no_success(made: Made) -> None:
+    scorer = "update artifacts set settings = replace(settings, '\"attention\"', '\"diversity\"')"
+    edit(made, f"{scorer} where artifact_id = ?", made.ids["sample_scores"])
+    skip = [word for check in ("ids", "settings", "model", "heads") for word in ("--skip", check)]
+    done = circuitseer(made.folder, "verify", made.ids["subset"], *skip)
+    assert done.returncode == 3, done.stdout + done.stderr
+    unchecked = "ids, settings, model, scores, heads"
+    assert done.stdout.splitlines()[-1] == f"{made.ids['subset']}: OK, not checked: {unchecked}"
+    done = circuitseer(
+        made.folder, "verify", made.ids["subset"], *skip, "--skip", "scores", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["not_checked"] == unchecked.split(", ")
+    assert said["is_ok"] is True
+
+
 def test_a_changed_tokenizer_is_named(made: Made) -> None:
     path = made.model / "tokenizer.json"
     path.write_text(path.read_text() + "\n")
@@ -387,6 +404,41 @@ def test_a_changed_corpus_row_is_named(made: Made, change: str) -> None:
     }
     assert expected[change] in said
     assert len(said.splitlines()) == 1
+
+
+def test_after_new_rows_and_changed_settings_only_the_corpus_in_use_is_compared(
+    made: Made,
+) -> None:
+    """The probes are kept, so that the lineage also holds the corpus that they were drawn from."""
+    values = yaml.safe_load((made.folder / "settings.yaml").read_text())
+    new = list(generate_problems(155, seed=3, split="train"))[150:]
+    with made.corpus.open("a") as file:
+        for problem in new:
+            file.write(json.dumps({"prompt": problem.prompt, "response": problem.response}) + "\n")
+    values["corpus"]["max_rows"] = 153
+    again = make(made.home, values, STAGES)
+    assert again["probe_set"] == made.ids["probe_set"]
+    assert again["corpus"] != made.ids["corpus"]
+    for name in ("subset", "head_ranking"):
+        assert {c.outcome for c in verify(made.home, again[name]).checks} == {"ok"}, name
+    brief = {"skip": ["scores", "heads"]}
+    assert differing(made.verify(**brief)) == {"settings", "corpus"}  # what was drawn before
+    assert differing(verify(made.home, made.ids["corpus"], **brief)) == {"settings", "corpus"}
+
+    settings = diff_subsets(made.home, made.ids["subset"], again["subset"]).settings
+    assert ("corpus.max_rows", None, 153) in settings
+    edit(made, "update artifacts set code_version = '0' where artifact_id = ?", again["corpus"])
+    settings = diff_subsets(made.home, made.ids["subset"], again["subset"]).settings
+    assert ("code_version.corpus", "1", "0") in settings
+
+    probes = made.path("probe_set", "ranking") / "samples-00000.parquet"
+    probe = pq.read_table(probes, columns=["sample_id", "position"]).to_pylist()[0]
+    lines = made.corpus.read_text().splitlines(keepends=True)
+    lines[probe["position"]] = lines[-1]
+    made.corpus.write_text("".join(lines))
+    found = verify(made.home, again["head_ranking"], **brief)
+    assert differing(found) == {"corpus"}
+    assert findings(found, "corpus").startswith(f"probe {probe['sample_id']} of probe_set-")
 
 
 def test_a_changed_setting_is_named_in_the_file_and_in_the_warehouse(made: Made) -> None:

@@ -1,7 +1,7 @@
 """The `circuitseer` command: make the graph, ask about what was made, look after it. Thin.
 
-Exit status: 0 done, 1 something differs, 2 refused or failed, with one sentence that says why, 130
-interrupted.
+Exit status: 0 done, 1 `verify` or `doctor` found what is not as it should be, 2 refused or failed,
+with one sentence that says why, 3 `verify` could not make a check, 130 interrupted.
 """
 
 import sys

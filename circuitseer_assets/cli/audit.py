@@ -84,10 +84,12 @@ def explain(
         from circuitseer_assets.method.report_page import render_explanation
 
         html.write_text(render_explanation(explanation), encoding="utf-8")
+    if as_json:
+        written = {} if html is None else {"path": str(html.resolve())}
+        print_json({**written, **explanation_as_json(explanation)})
+    elif html is not None:
         console.print("wrote the page to")
         print(html.resolve())
-    elif as_json:
-        print_json(explanation_as_json(explanation))
     else:
         Console().print(format_explanation(explanation))
 
@@ -138,9 +140,13 @@ def verify(
     as_json: AsJson = False,
     preset: Preset = None,
 ) -> None:
-    """Check that an artifact, and all it was made from, is what it was: status 1 if it is not."""
+    """Check that an artifact, and all it was made from, is what it was.
+
+    Status 1: something differs. Status 3: nothing does, but a check that was not skipped could not
+    be made.
+    """
     home = home_at(home_of(preset))
-    from circuitseer_assets.method.verification import verification_rows
+    from circuitseer_assets.method.verification import conclusion, verification_rows
     from jobs.verify import verify as verify_artifact
 
     name = latest_id(home, "audit") if artifact == "latest" else artifact
@@ -151,8 +157,8 @@ def verify(
         print_json(done.as_json())
     else:
         print_table(["check", "outcome", "what"], verification_rows(done))
-        print(f"{done.artifact_id}: {'OK' if done.is_ok else 'differs'}")
-    raise typer.Exit(0 if done.is_ok else 1)
+        print(conclusion(done))
+    raise typer.Exit(done.exit_status)
 
 
 @app.command(
@@ -166,7 +172,10 @@ def diff(
     as_json: AsJson = False,
     preset: Preset = None,
 ) -> None:
-    """Say what lies between two subsets: heads, samples and why, scores, settings."""
+    """Say what lies between two subsets: heads, samples and why, scores, settings.
+
+    Status 0 whatever that is; `is_same` in the JSON says whether heads and samples are the same.
+    """
     home = home_at(home_of(preset))
     from jobs.diff import describe_difference, diff_rows, diff_subsets
 

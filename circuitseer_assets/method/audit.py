@@ -4,6 +4,7 @@ An artifact names its parents; following them gives the whole chain down to the 
 """
 
 import json
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ from circuitseer_assets.records import Artifact
 
 FindArtifact = Callable[[str], Artifact | None]
 
+MAX_SUMMARY = 4_900
+"""MLflow's columns for descriptions hold 5,000 characters, which PostgreSQL enforces."""
+_LINE = 270  # of a summary, which has 18 of them at most
 _BRANCH, _LAST_BRANCH, _BAR, _BLANK = "├─ ", "└─ ", "│  ", "   "
 
 
@@ -119,15 +123,43 @@ def format_lineage(lineage: Lineage) -> str:
     return printable("\n".join(line.rstrip() for line in lines))
 
 
+def summarise_lineage(lineage: Lineage, *, command: str) -> str:
+    """Returns what an artifact stands on, in fewer than `MAX_SUMMARY` characters.
+
+    That is what is known of it and of its ranking, the heads among it, and of each stage the
+    nearest artifact, with its content and its runs; long lines are cut.
+
+    Args:
+        lineage: of the artifact, with facts.
+        command: how to see the rest.
+    """
+    nearest = {artifact.stage: artifact for artifact in reversed(lineage.artifacts)}
+    told = [nearest[one] for one in (lineage.artifacts[0].stage, "head_ranking") if one in nearest]
+    lines = [lineage.artifact_id]
+    for artifact in told:
+        facts = lineage.facts.get(artifact.artifact_id, {})
+        lines += [_compact_facts({name: value}) for name, value in facts.items()]
+    for artifact in reversed(nearest.values()):
+        runs = [f"{name} {run_id}" for name, run_id in _runs(artifact).items()]
+        lines.append(", ".join([f"{artifact.artifact_id}: content {artifact.data_version}", *runs]))
+    lines.append(f"all of it, with settings: {command}")
+    cut = (textwrap.shorten(printable(line), _LINE, placeholder=" ...") for line in lines)
+    return "\n".join(dict.fromkeys(cut))
+
+
+def _runs(artifact: Artifact) -> dict[str, str]:
+    runs = {"Dagster run": artifact.dagster_run_id, "MLflow run": artifact.mlflow_run_id}
+    return {name: run_id for name, run_id in runs.items() if run_id}
+
+
 def _details(artifact: Artifact, facts: Mapping[str, Any]) -> list[str]:
     versions = [f"content {artifact.data_version}", f"code {artifact.code_version}"]
     if artifact.created_at is not None:
         versions.append(f"made {artifact.created_at:%Y-%m-%d %H:%M:%S} UTC")
-    runs = {"Dagster run": artifact.dagster_run_id, "MLflow run": artifact.mlflow_run_id}
     return [
         ", ".join(versions),
         *([_compact_facts(facts)] if facts else []),
-        *(f"{name} {run_id}" for name, run_id in runs.items() if run_id),
+        *(f"{name} {run_id}" for name, run_id in _runs(artifact).items()),
         *(f"{name}: {_compact(value)}" for name, value in artifact.settings.items()),
     ]
 

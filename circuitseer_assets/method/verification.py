@@ -3,14 +3,16 @@
 A finding is one sentence: what differs, where, and what to do about it.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from circuitseer_assets.errors import CircuitSeerError
 
-Outcome = Literal["ok", "differs", "not checked"]
+Outcome = Literal["ok", "differs", "not checked", "skipped"]
+Place = TypeVar("Place", bound=Hashable)
 MAX_FINDINGS = 5
 
 
@@ -47,13 +49,29 @@ class Verification:
     @property
     def is_ok(self) -> bool:
         """Whether nothing differs; what was not checked is not known to."""
-        return all(check.outcome != "differs" for check in self.checks)
+        return not self._named("differs")
+
+    @property
+    def not_checked(self) -> tuple[str, ...]:
+        """The checks that were not made, whether they could not be or were not asked for."""
+        return self._named("not checked", "skipped")
+
+    @property
+    def exit_status(self) -> int:
+        """What a command ends with: 1 if something differs, 3 if a check could not be made."""
+        if not self.is_ok:
+            return 1
+        return 3 if self._named("not checked") else 0
+
+    def _named(self, *outcomes: Outcome) -> tuple[str, ...]:
+        return tuple(check.name for check in self.checks if check.outcome in outcomes)
 
     def as_json(self) -> dict[str, Any]:
         """Returns it as plain JSON values."""
         return {
             "artifact_id": self.artifact_id,
             "is_ok": self.is_ok,
+            "not_checked": list(self.not_checked),
             "checks": [
                 {
                     "name": check.name,
@@ -105,9 +123,41 @@ def different_settings(
             yield key, one, other
 
 
+def different_rows(
+    before: Iterable[tuple[Place, str]], after: Iterable[tuple[Place, str]]
+) -> Iterator[tuple[Place, str | None, str | None]]:
+    """Returns where two streams of rows differ: the place, and what is there; None where nothing.
+
+    Both are streams of places, each once, with what is there. Where they are in step nothing is
+    held in memory, so that they may be of any length.
+    """
+    was: dict[Place, str] = {}
+    now: dict[Place, str] = {}
+    for pair in itertools.zip_longest(before, after):
+        if pair[0] == pair[1]:
+            continue
+        for row, held in zip(pair, (was, now), strict=True):
+            if row is not None:
+                held[row[0]] = row[1]
+        for row in pair:
+            if row is not None and row[0] in was and row[0] in now:
+                left, right = was.pop(row[0]), now.pop(row[0])
+                if left != right:
+                    yield row[0], left, right
+    for place in {**was, **now}:
+        yield place, was.get(place), now.get(place)
+
+
 def is_close(recorded: float, again: float, *, relative: float, absolute: float) -> bool:
     """Returns whether a recomputed number is the recorded one but for rounding."""
     return math.isclose(recorded, again, rel_tol=relative, abs_tol=absolute)
+
+
+def conclusion(verification: Verification) -> str:
+    """Returns what all checks come to, in a line, the checks named that were not made."""
+    said = f"{verification.artifact_id}: {'OK' if verification.is_ok else 'differs'}"
+    unchecked = ", ".join(verification.not_checked)
+    return f"{said}, not checked: {unchecked}" if unchecked else said
 
 
 def verification_rows(verification: Verification) -> list[tuple[str, str, str]]:

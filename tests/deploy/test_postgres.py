@@ -4,17 +4,23 @@ import json
 import os
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from circuitseer_assets.errors import TrackingError
+from circuitseer_assets.method.audit import format_lineage, summarise_lineage
 from circuitseer_assets.settings import PROJECT_ROOT
 from resources.database_faults import database_reason
 from resources.home import Home
+from resources.model_registry import register_model
+from resources.tracking import Tracking
+from tests.chains import paper_lineage
 from tests.conftest import small_settings, write_settings
-from tests.deploy.services import Postgres, postgres_server
+from tests.deploy.services import PASSWORDS, Postgres, postgres_server
 
 pytestmark = pytest.mark.long
 
@@ -85,6 +91,28 @@ def test_two_processes_that_start_together_on_an_empty_database_lose_nothing(
     # Nothing of Dagster's history is left in the home: no SQLite beside the server.
     assert not [*(home / "dagster").rglob("*.db")]
     assert {coordinator for _, _, coordinator in runs} == {"QueuedRunCoordinator"}
+
+
+def test_a_release_of_the_papers_preset_fits_into_mlflows_tables(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """PostgreSQL holds a description to its column's 5,000 characters; SQLite does not."""
+    password = urllib.parse.quote(PASSWORDS["MLFLOW_POSTGRES_PASSWORD"], safe="")
+    tracking = Tracking(f"postgresql+psycopg2://mlflow:{password}@127.0.0.1:{postgres.port}/mlflow")
+    client = tracking.client()
+    experiment = client.create_experiment("here", artifact_location=tmp_path.as_uri())
+    model = client.create_logged_model(experiment, name="checkpoint")
+    uri, lineage = f"models:/{model.model_id}", paper_lineage()
+
+    def release(description: str) -> str:
+        return register_model(tracking, uri, "solver", description=description, tags={"a": "b"})
+
+    with pytest.raises(TrackingError, match="value too long"):
+        release(format_lineage(lineage))
+    assert not client.search_registered_models()
+    summary = summarise_lineage(lineage, command=f"circuitseer lineage {uri}")
+    assert release(summary) == "models:/solver/1"
+    assert client.get_model_version("solver", "1").description == summary
 
 
 def test_neither_role_reads_the_others_database(postgres: Postgres) -> None:

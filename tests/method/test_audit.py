@@ -7,8 +7,15 @@ from datetime import UTC, datetime
 import pytest
 
 from circuitseer_assets.errors import ArtifactError
-from circuitseer_assets.method.audit import format_lineage, lineage_as_json, trace_lineage
+from circuitseer_assets.method.audit import (
+    MAX_SUMMARY,
+    format_lineage,
+    lineage_as_json,
+    summarise_lineage,
+    trace_lineage,
+)
 from circuitseer_assets.records import Artifact
+from tests.chains import paper_lineage
 
 GRAPH = {
     "corpus": (),
@@ -117,3 +124,33 @@ def test_what_is_known_of_an_artifact_and_what_was_made_from_it_are_told() -> No
     [ranking] = [one for one in values["artifacts"] if one["artifact_id"] == "head_ranking"]
     assert ranking["facts"] == {"heads": ["0.1", "2.3"]}
     assert json.loads(json.dumps(values)) == values
+
+
+def test_the_summary_of_the_papers_checkpoint_fits_where_its_lineage_does_not() -> None:
+    lineage = paper_lineage()
+    assert len(format_lineage(lineage)) > 5_000
+    summary = summarise_lineage(lineage, command="circuitseer lineage models:/m-1")
+    assert len(summary) < MAX_SUMMARY
+    assert " ..." not in summary
+    said = summary.splitlines()
+    assert said[0] == lineage.artifact_id
+    [heads] = [line for line in said if line.startswith("heads ")]
+    assert len(heads.split()) == 41
+    for artifact in lineage.artifacts:
+        is_nearest = not artifact.artifact_id.startswith("older")
+        assert any(line.startswith(f"{artifact.artifact_id}: ") for line in said) == is_nearest
+    assert said[-1] == "all of it, with settings: circuitseer lineage models:/m-1"
+
+
+def test_the_summary_fits_whatever_the_lineage_holds() -> None:
+    lineage = paper_lineage()
+    long = {"heads": [f"{i}.{i}" for i in range(2_000)], "base_model": "\x1b" * 9_000}
+    facts = {one.artifact_id: long for one in lineage.artifacts}
+    stages = [
+        replace(
+            lineage.artifacts[0], artifact_id=f"{i}" * 99, stage=f"{i}", dagster_run_id="r" * 99
+        )
+        for i in range(4)
+    ]
+    wide = replace(lineage, artifacts=(*lineage.artifacts, *stages), facts=facts)
+    assert len(summarise_lineage(wide, command="c" * 999)) < MAX_SUMMARY

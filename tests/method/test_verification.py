@@ -11,6 +11,8 @@ from circuitseer_assets.method.verification import (
     Check,
     NotCheckedError,
     Verification,
+    conclusion,
+    different_rows,
     different_settings,
     is_close,
     run_check,
@@ -40,6 +42,22 @@ def test_settings_differ_where_putting_them_back_makes_them_equal(
             assert here == value
 
 
+rows = st.dictionaries(st.integers(0, 9), st.sampled_from("ab"))
+
+
+@given(rows, rows)
+def test_rows_differ_where_two_mappings_of_them_do(
+    before: dict[int, str], after: dict[int, str]
+) -> None:
+    found = list(different_rows(before.items(), after.items()))
+    assert len(found) == len({place for place, _, _ in found})
+    assert set(found) == {
+        (place, before.get(place), after.get(place))
+        for place in before | after
+        if before.get(place) != after.get(place)
+    }
+
+
 def test_findings_are_counted_and_the_first_are_kept() -> None:
     check = run_check("rows", lambda: (f"row {i}" for i in range(12)))
     assert check.outcome == "differs"
@@ -66,6 +84,20 @@ def test_what_cannot_be_checked_is_not_fine_and_not_different() -> None:
     fine = Check("files", "ok")
     assert Verification("a", (fine, unchecked)).is_ok
     assert not Verification("a", (fine, both)).is_ok
+
+
+def test_what_was_not_checked_is_told_and_what_could_not_be_is_no_success() -> None:
+    def said(*checks: Check) -> tuple[str, int]:
+        done = Verification("a", checks)
+        assert done.as_json()["not_checked"] == list(done.not_checked)
+        return conclusion(done), done.exit_status
+
+    fine, differs = Check("files", "ok"), Check("rows", "differs", ("row 1",))
+    skipped, unchecked = Check("heads", "skipped"), Check("corpus", "not checked", ("no hub",))
+    assert said(fine) == ("a: OK", 0)
+    assert said(fine, skipped) == ("a: OK, not checked: heads", 0)
+    assert said(fine, unchecked, skipped) == ("a: OK, not checked: corpus, heads", 3)
+    assert said(differs, unchecked) == ("a: differs, not checked: corpus", 1)
 
 
 def test_rounding_is_no_difference() -> None:

@@ -24,6 +24,7 @@ from circuitseer_assets.records import (
     JointAblation,
     Outcome,
 )
+from circuitseer_assets.settings import ScoringSettings
 
 HOSTILE = "<script>alert(1)</script>"
 HOSTILE_FILE = """it's a "file" & <b>more</b>.jsonl"""
@@ -62,8 +63,8 @@ def make_report(num_layers: int = 6, num_heads: int = 8, num_samples: int = 120)
         ranking=make_ranking(num_layers, num_heads),
         head_settings={"ablation": "uniform", "fraction": 0.1},
         scores=ScoreReport(
-            scorer="attention",
-            reading="attention_variance",
+            scoring=ScoringSettings(),
+            heads=("0.0", "0.1"),
             scores=scores,
             num_prompt_tokens=lengths,
             is_drawn=[i % 3 == 0 for i in range(num_samples)],
@@ -103,7 +104,10 @@ def make_lineage() -> Lineage:
         )
         for name, parents in CHAIN.items()
     )
-    facts = {"head_ranking": {"heads": ["0.1", "1.2"]}, "evaluation": {"pass_at_1": {"task": 0.5}}}
+    facts = {
+        "head_ranking": {"reasoning_heads": ["0.0", "0.1"]},
+        "evaluation": {"pass_at_1": {"task": 0.5}},
+    }
     return Lineage(artifacts, facts=facts)
 
 

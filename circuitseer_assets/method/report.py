@@ -10,6 +10,7 @@ from circuitseer_assets.method.evaluation import TaskComparison, TaskSummary
 from circuitseer_assets.method.explanation import Explanation
 from circuitseer_assets.method.paired_outcomes import PairedProblems
 from circuitseer_assets.records import HeadRanking
+from circuitseer_assets.settings import ScoringSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,13 @@ class PoolReport:
 
 @dataclass(frozen=True, slots=True)
 class ScoreReport:
-    """The scores of the pool, in order of sample id, and which of the samples were drawn."""
+    """The scores of the pool, in order of sample id, and which of the samples were drawn.
 
-    scorer: str
-    reading: str
+    `heads` are those that the scores depend on: none where the scorer uses none.
+    """
+
+    scoring: ScoringSettings
+    heads: tuple[str, ...]
     scores: Sequence[float]
     num_prompt_tokens: Sequence[int]
     is_drawn: Sequence[bool]

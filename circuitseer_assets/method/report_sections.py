@@ -346,7 +346,7 @@ def _lineage(report: Report) -> View:
         "picture": draw_lineage(report.lineage, _box_facts(report)),
         "text": format_lineage(report.lineage),
         "artifacts": report.lineage.artifacts,
-        "heads": [str(head) for head in report.ranking.reasoning_heads],
+        "heads": words.list_heads(report),
     }
 
 
@@ -354,9 +354,9 @@ def _box_facts(report: Report) -> Mapping[str, str]:
     facts: dict[str, str] = {}
     for artifact in report.lineage.artifacts:
         known = report.lineage.facts.get(artifact.artifact_id, {})
-        if "heads" in known:
+        if heads := known.get("reasoning_heads"):
             facts[artifact.artifact_id] = (
-                f"{len(known['heads'])} heads: {', '.join(known['heads'])} of {report.base_model}"
+                f"{len(heads)} chosen heads: {', '.join(heads)} of {report.base_model}"
             )
         elif "pass_at_1" in known:
             shares = ", ".join(f"{100 * share:.1f} %" for share in known["pass_at_1"].values())

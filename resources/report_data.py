@@ -1,6 +1,7 @@
 """Reads what the audit's page tells of a run: from the warehouse, the artifacts and the model."""
 
 import importlib.metadata
+import itertools
 import json
 import platform
 from collections import Counter
@@ -8,6 +9,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from circuitseer_assets.errors import ArtifactError
@@ -30,6 +33,7 @@ from circuitseer_assets.settings import Benchmark
 from resources.benchmarks import load_problems
 from resources.corpora import columns_of
 from resources.home import Home
+from resources.pool_scores import read_extremes
 from resources.recorded_model import recorded_settings
 from resources.sample_explanation import explain_samples
 from resources.sample_files import read_samples
@@ -193,14 +197,14 @@ def _read_problems(
 
 def read_scores(chain: SubsetChain, reader: TokenReader) -> ScoreReport:
     """Returns the scores that a subset was drawn by, and the heads that they are of."""
-    pool = chain.pool_scores.sort_by("sample_id")
+    pool, members = chain.pool_scores, pa.array(chain.members, pa.string())
     summary = chain.summary(chain.scores)
     return ScoreReport(
         scoring=chain.scoring,
         heads=tuple(map(str, reader.heads)) if find_scorer(chain.scoring).uses_heads else (),
-        scores=pool["score"].to_pylist(),
-        num_prompt_tokens=pool["num_prompt_tokens"].to_pylist(),
-        is_drawn=[one in chain.members for one in pool["sample_id"].to_pylist()],
+        scores=pool["score"].to_numpy(),
+        num_prompt_tokens=pool["num_prompt_tokens"].to_numpy(),
+        is_drawn=pc.is_in(pool["sample_id"], value_set=members).to_numpy(),
         length_correlation=summary.get("score_length_spearman"),
         num_unscored=summary["num_unscored"],
         draw=chain.summary(chain.subset),
@@ -214,17 +218,20 @@ def _read_compositions(chain: SubsetChain) -> tuple[Composition, ...]:
 
 
 def _read_samples(chain: SubsetChain, reader: TokenReader) -> dict[str, list[Explanation]]:
-    ranked: list[str] = chain.pool_scores["sample_id"].to_pylist()
-    in_order = [place.sample_id for place in chain.places.values() if place.order is not None]
-    border = len(chain.members)
+    extremes = read_extremes(chain.scores_file, NUM_EXTREMES)
+    ranked = [row["sample_id"] for row in extremes.values()]
+    num_last = min(NUM_BORDER, len(chain.members))
+    border = chain.order.in_order(len(chain.members) - num_last, num_last + NUM_BORDER)
     groups = {
         "Highest scores": ranked[:NUM_EXTREMES],
         "Lowest scores": ranked[-NUM_EXTREMES:],
-        "Last to be drawn": in_order[max(border - NUM_BORDER, 0) : border],
-        "First not to be drawn": in_order[border : border + NUM_BORDER],
+        "Last to be drawn": border[:num_last],
+        "First not to be drawn": border[num_last:],
     }
+    shown = list(dict.fromkeys(itertools.chain(*groups.values())))
+    explained = dict(zip(shown, explain_samples(chain, shown, reader), strict=True))
     return {
-        title: explain_samples(chain, sample_ids, reader)
+        title: [explained[sample_id] for sample_id in sample_ids]
         for title, sample_ids in groups.items()
         if sample_ids
     }

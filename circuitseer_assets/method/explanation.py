@@ -11,7 +11,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from circuitseer_assets.method.draw_order import Place
 from circuitseer_assets.method.scorers import SCORERS
 from circuitseer_assets.method.tables import format_number, printable
 
@@ -55,6 +54,28 @@ class Standing:
     rank: int
     num_scored: int
     num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One sample's place in a draw.
+
+    Attributes:
+        sample_id: the sample's.
+        order: 1 for the smallest key; None for a weight of 0, which is never drawn.
+        weight, sampling_key: as the draw has them; the key is None for a weight of 0.
+        inclusion_probability: given everybody else's keys: 1 - exp(-w tau), tau being the key that
+            the last place would go for without this sample. Pareto sampling has its target, `top`
+            0 or 1.
+        is_drawn: whether it is one of the subset.
+    """
+
+    sample_id: str
+    order: int | None
+    weight: float
+    sampling_key: float | None
+    inclusion_probability: float
+    is_drawn: bool
 
 
 @dataclass(frozen=True, slots=True)

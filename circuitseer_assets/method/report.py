@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from circuitseer_assets.method.audit import Lineage
 from circuitseer_assets.method.composition import Composition
 from circuitseer_assets.method.evaluation import TaskComparison, TaskSummary
@@ -71,9 +74,9 @@ class ScoreReport:
 
     scoring: ScoringSettings
     heads: tuple[str, ...]
-    scores: Sequence[float]
-    num_prompt_tokens: Sequence[int]
-    is_drawn: Sequence[bool]
+    scores: NDArray[np.float64]
+    num_prompt_tokens: NDArray[np.int64]
+    is_drawn: NDArray[np.bool_]
     length_correlation: float | None
     num_unscored: int
     draw: Mapping[str, Any]

@@ -3,7 +3,7 @@
 The page's templates put them into place and escape every text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from circuitseer_assets.method.figures import colour_range
 from circuitseer_assets.method.lineage_picture import draw_lineage
 from circuitseer_assets.method.report import Report, TaskReport
 from circuitseer_assets.method.report_charts import (
+    Numbers,
     draw_against_random,
     draw_histogram,
     draw_intervals,
@@ -239,7 +240,7 @@ def _head_row(row: HeadImportance) -> list[str]:
 
 def _scores(report: Report) -> View:
     by = report.scores
-    drawn = [score for score, is_drawn in zip(by.scores, by.is_drawn, strict=True) if is_drawn]
+    drawn = by.scores[by.is_drawn]
     correlation = by.length_correlation
     said = (
         "No rank correlation exists, for all scores or all lengths are the same."
@@ -259,15 +260,14 @@ def _scores(report: Report) -> View:
 
 def _lengths(report: Report) -> View:
     by = report.scores
-    pairs = zip(by.num_prompt_tokens, by.is_drawn, strict=True)
-    drawn = [length for length, is_drawn in pairs if is_drawn]
+    drawn = by.num_prompt_tokens[by.is_drawn]
     return {
         "histogram": draw_histogram(by.num_prompt_tokens, drawn, "tokens of the prompt"),
         "quantiles": _quantiles(by.num_prompt_tokens, drawn),
     }
 
 
-def _quantiles(pool: Sequence[float], subset: Sequence[float]) -> list[tuple[str, list[str]]]:
+def _quantiles(pool: Numbers, subset: Numbers) -> list[tuple[str, list[str]]]:
     return [
         (name, [format_number(float(q)) for q in np.quantile(values, _QUANTILES)])
         for name, values in (("pool", pool), ("subset", subset))

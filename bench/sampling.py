@@ -83,7 +83,7 @@ def _draw(path: Path, drawn: int, sender: Any) -> None:
     seconds = time.perf_counter() - started
     if members.num_rows != drawn:
         raise RuntimeError(f"the draw must give {drawn} samples, got {members.num_rows}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     sender.send(json.dumps({"seconds": seconds, "peak_rss_gb": peak}))
 
 

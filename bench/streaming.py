@@ -291,7 +291,7 @@ def _model_cost_us(run: Any) -> float:
 
 def _largest_gb(of: int) -> float:
     """Returns the most memory that this process, or any one it started, has held so far."""
-    return resource.getrusage(of).ru_maxrss / 1e6
+    return resource.getrusage(of).ru_maxrss * 1024 / 1e9
 
 
 def _resident_gb() -> float:

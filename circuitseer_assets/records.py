@@ -187,6 +187,15 @@ class HeadRanking:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleLength:
+    """The tokens of one sample's prompt, and of its response."""
+
+    sample_id: str
+    num_prompt_tokens: int
+    num_response_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class SampleScore:
     """The score of one sample's prompt; `num_tokens` are the tokens the score was taken over.
 

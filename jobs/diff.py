@@ -101,7 +101,7 @@ def diff_subsets(home: Home, before: str, after: str) -> SubsetDifference:
 def _draw_of(chain: SubsetChain) -> Draw:
     pool = chain.pool_scores
     scores = dict(zip(pool["sample_id"].to_pylist(), pool["score"].to_pylist(), strict=True))
-    return Draw(chain.selection, scores, frozenset(chain.members))
+    return Draw(chain.selection, scores, chain.members)
 
 
 def measure_shift(before: Draw, after: Draw) -> ScoreShift:

@@ -23,12 +23,15 @@ from circuitseer_assets.settings import SelectionSettings
 
 _MEMORY_LIMIT = "1500MB"
 
-_NUMBERED = """
+RANDOM_NUMBER = """
+((md5_number_upper($seed || ':' || sample_id) >> 11)::double + 0.5::double)
+* 1.1102230246251565e-16::double
+"""
+"""The permanent random number of `sample_id` for $seed, a text."""
+
+_NUMBERED = f"""
 with numbered as (
-    select
-        {columns},
-        ((md5_number_upper($seed || ':' || sample_id) >> 11)::double + 0.5::double)
-        * 1.1102230246251565e-16::double as u
+    select {{columns}}, {RANDOM_NUMBER} as u
     from candidates
     where weight > 0
 )

@@ -8,7 +8,9 @@ from circuitseer_assets.records import Artifact
 from resources.warehouse import Warehouse
 
 _HEADS = """
-select head_ranking_id as artifact_id, list(layer || '.' || head order by layer, head) as heads
+select
+    head_ranking_id as artifact_id,
+    list(layer || '.' || head order by layer, head) as reasoning_heads
 from head_importance
 where is_reasoning_head and list_contains($ids::varchar[], head_ranking_id)
 group by all

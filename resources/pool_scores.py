@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from circuitseer_assets.records import PoolSize, SampleScore, UnscoredSample
+from circuitseer_assets.records import PoolSize, SampleLength, SampleScore, UnscoredSample
 from resources.parquet_batches import write_batches
 from resources.sample_files import first_rows_of
 from resources.warehouse import Warehouse
@@ -23,6 +23,13 @@ _SCORE_SCHEMA = pa.schema(
 )
 _UNSCORED_SCHEMA = pa.schema(
     [("sample_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
+)
+_LENGTH_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("num_prompt_tokens", pa.int64()),
+        ("num_response_tokens", pa.int64()),
+    ]
 )
 
 _NOT_LOOKED_AT = """
@@ -181,16 +188,10 @@ def _columns_of(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def length_rows(tokenizer_id: str, lengths: Mapping[str, tuple[int, int]]) -> pa.Table:
-    """Returns the warehouse's rows for (prompt, response) lengths in tokens by sample id."""
-    return pa.table(
-        {
-            "tokenizer_id": pa.array([tokenizer_id] * len(lengths), pa.string()),
-            "sample_id": pa.array(list(lengths), pa.string()),
-            "num_prompt_tokens": pa.array([pair[0] for pair in lengths.values()], pa.int64()),
-            "num_response_tokens": pa.array([pair[1] for pair in lengths.values()], pa.int64()),
-        }
-    )
+def length_rows(tokenizer_id: str, lengths: Sequence[SampleLength]) -> pa.Table:
+    """Returns the warehouse's rows for lengths in tokens."""
+    tokenizer_ids = pa.array([tokenizer_id] * len(lengths), pa.string())
+    return _columns_of(lengths, _LENGTH_SCHEMA).add_column(0, "tokenizer_id", tokenizer_ids)
 
 
 def measure_pool(warehouse: Warehouse, scorer_id: str, tokenizer_id: str, pool: Path) -> PoolSize:

@@ -1,6 +1,7 @@
 """Reads what the audit's page tells of a run: from the warehouse, the artifacts and the model."""
 
 import importlib.metadata
+import itertools
 import json
 import platform
 from collections import Counter
@@ -8,6 +9,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from circuitseer_assets.errors import ArtifactError
@@ -24,16 +27,18 @@ from circuitseer_assets.method.report import (
     ScoreReport,
     TaskReport,
 )
+from circuitseer_assets.method.scorers import find_scorer
 from circuitseer_assets.records import Artifact, Outcome
 from circuitseer_assets.settings import Benchmark
 from resources.benchmarks import load_problems
 from resources.corpora import columns_of
 from resources.home import Home
+from resources.pool_scores import read_extremes
 from resources.recorded_model import recorded_settings
 from resources.sample_explanation import explain_samples
 from resources.sample_files import read_samples
 from resources.subset_chain import SubsetChain
-from resources.token_reader import open_token_reader
+from resources.token_reader import TokenReader, open_token_reader
 
 NUM_EXTREMES, NUM_BORDER, NUM_EXAMPLES = 3, 2, 4
 _PACKAGES = (
@@ -72,6 +77,8 @@ def read_report(home: Home, lineage: Lineage, audit_id: str) -> Report:
     by_stage = {artifact.stage: artifact for artifact in reversed(lineage.artifacts)}
     chain = SubsetChain.of(home, by_stage["subset"].artifact_id)
     evaluation, checkpoint = lineage.artifacts[0], by_stage["checkpoint"]
+    with open_token_reader(chain) as reader:
+        scores, samples = read_scores(chain, reader), _read_samples(chain, reader)
     return Report(
         audit_id=audit_id,
         base_model=_model_name(chain),
@@ -79,11 +86,11 @@ def read_report(home: Home, lineage: Lineage, audit_id: str) -> Report:
         pool=_read_pool(chain),
         ranking=chain.head_ranking,
         head_settings=chain.ranking.settings["head_ranking"],
-        scores=_read_scores(chain),
+        scores=scores,
         selection=chain.subset.settings["selection"],
         training=chain.summary(checkpoint),
         compositions=_read_compositions(chain),
-        samples=_read_samples(chain),
+        samples=samples,
         tasks=_read_tasks(chain, evaluation, _base_of(lineage, evaluation)),
         settings_yaml=settings_as_yaml(chain, checkpoint, evaluation),
         versions={"python": platform.python_version()}
@@ -188,15 +195,16 @@ def _read_problems(
     }
 
 
-def _read_scores(chain: SubsetChain) -> ScoreReport:
-    pool = chain.pool_scores.sort_by("sample_id")
+def read_scores(chain: SubsetChain, reader: TokenReader) -> ScoreReport:
+    """Returns the scores that a subset was drawn by, and the heads that they are of."""
+    pool, members = chain.pool_scores, pa.array(chain.members, pa.string())
     summary = chain.summary(chain.scores)
     return ScoreReport(
-        scorer=chain.scoring.scorer,
-        reading=chain.scoring.reading,
-        scores=pool["score"].to_pylist(),
-        num_prompt_tokens=pool["num_prompt_tokens"].to_pylist(),
-        is_drawn=[one in chain.members for one in pool["sample_id"].to_pylist()],
+        scoring=chain.scoring,
+        heads=tuple(map(str, reader.heads)) if find_scorer(chain.scoring).uses_heads else (),
+        scores=pool["score"].to_numpy(),
+        num_prompt_tokens=pool["num_prompt_tokens"].to_numpy(),
+        is_drawn=pc.is_in(pool["sample_id"], value_set=members).to_numpy(),
         length_correlation=summary.get("score_length_spearman"),
         num_unscored=summary["num_unscored"],
         draw=chain.summary(chain.subset),
@@ -209,22 +217,24 @@ def _read_compositions(chain: SubsetChain) -> tuple[Composition, ...]:
     return compare_composition(read_samples(chain.samples), chain.members, texts)
 
 
-def _read_samples(chain: SubsetChain) -> dict[str, list[Explanation]]:
-    ranked: list[str] = chain.pool_scores["sample_id"].to_pylist()
-    in_order = [place.sample_id for place in chain.places.values() if place.order is not None]
-    border = len(chain.members)
+def _read_samples(chain: SubsetChain, reader: TokenReader) -> dict[str, list[Explanation]]:
+    extremes = read_extremes(chain.scores_file, NUM_EXTREMES)
+    ranked = [row["sample_id"] for row in extremes.values()]
+    num_last = min(NUM_BORDER, len(chain.members))
+    border = chain.order.in_order(len(chain.members) - num_last, num_last + NUM_BORDER)
     groups = {
         "Highest scores": ranked[:NUM_EXTREMES],
         "Lowest scores": ranked[-NUM_EXTREMES:],
-        "Last to be drawn": in_order[max(border - NUM_BORDER, 0) : border],
-        "First not to be drawn": in_order[border : border + NUM_BORDER],
+        "Last to be drawn": border[:num_last],
+        "First not to be drawn": border[num_last:],
     }
-    with open_token_reader(chain) as reader:
-        return {
-            title: explain_samples(chain, sample_ids, reader)
-            for title, sample_ids in groups.items()
-            if sample_ids
-        }
+    shown = list(dict.fromkeys(itertools.chain(*groups.values())))
+    explained = dict(zip(shown, explain_samples(chain, shown, reader), strict=True))
+    return {
+        title: [explained[sample_id] for sample_id in sample_ids]
+        for title, sample_ids in groups.items()
+        if sample_ids
+    }
 
 
 # evaluation ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from circuitseer_assets.errors import ArtifactError
-from circuitseer_assets.method.explanation import Explanation, ReadTokens, Standing
+from circuitseer_assets.method.explanation import Explanation, ReadTokens
 from circuitseer_assets.records import Sample
 from resources.sample_files import read_samples
 from resources.subset_chain import SubsetChain
@@ -71,7 +71,7 @@ def explain_samples(
     """
     wanted = set(sample_ids)
     samples = {s.sample_id: s for s in read_samples(chain.samples, sample_ids=wanted)}
-    ranks = _ranks(chain, wanted)
+    ranks, places = chain.order.standings(wanted), chain.order.places(wanted)
     explained = []
     for sample_id in sample_ids:
         sample = samples.get(sample_id) or _read_elsewhere(chain, sample_id)
@@ -89,7 +89,7 @@ def explain_samples(
                 reading=chain.scoring.reading,
                 heads=tuple(str(head) for head in reader.heads),
                 standing=ranks.get(sample_id),
-                place=chain.places.get(sample_id),
+                place=places.get(sample_id),
                 subsets=_subsets_of(chain.home.warehouse, sample_id),
                 read=read if isinstance(read, ReadTokens) else None,
                 unread=None if isinstance(read, ReadTokens) else f"{read.reason}: {read.detail}",
@@ -147,16 +147,6 @@ def _find_quarantined(chain: SubsetChain, name: str) -> Explanation | None:
         heads=(),
         unread="The row was never a sample, so no model has read it.",
     )
-
-
-def _ranks(chain: SubsetChain, sample_ids: set[str]) -> dict[str, Standing]:
-    scores = chain.pool_scores  # the highest first
-    num_scored = scores.num_rows
-    return {
-        row["sample_id"]: Standing(row["score"], i + 1, num_scored, row["num_scored_tokens"])
-        for i, row in enumerate(scores.to_pylist())
-        if row["sample_id"] in sample_ids
-    }
 
 
 def _status(

@@ -6,6 +6,7 @@ checked when it is read. Workers and whoever hands them work need to share nothi
 
 import json
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,10 +49,14 @@ class ScoreShards:
         self._store = ArtifactStore(folder)
 
     def write_samples(self, shards: Iterable[Sequence[Sample]]) -> list[str]:
-        """Returns the names of the shards, after writing one after the other."""
-        names = []
+        """Returns the names of the shards, after writing one after the other.
+
+        No name was ever given before: what a worker of a run that died writes late, to a shard of
+        that run, is never taken for this run's.
+        """
+        token, names = uuid.uuid4().hex[:8], []
         for number, samples in enumerate(shards):
-            names.append(f"shard-{number:06d}")
+            names.append(f"shard-{token}-{number:06d}")
             with self._store.write(names[-1], _SAMPLES) as folder:
                 write_samples(samples, folder)
         return names

@@ -1,7 +1,6 @@
 """A subset and what it was made from: the artifacts by stage, and their tables as records."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from circuitseer_assets.errors import ArtifactError
-from circuitseer_assets.method.draw_order import Place, order_draw
 from circuitseer_assets.method.probe_set import ProbeSet
 from circuitseer_assets.method.weights import strata_from_table, weigh_samples
 from circuitseer_assets.records import (
@@ -20,10 +18,10 @@ from circuitseer_assets.records import (
     HeadImportance,
     HeadRanking,
     JointAblation,
-    SubsetMember,
 )
 from circuitseer_assets.settings import ScoringSettings, SelectionSettings
 from resources.home import Home
+from resources.pool_order import PoolOrder
 
 
 @dataclass(frozen=True)
@@ -88,29 +86,32 @@ class SubsetChain:
         """The settings of the draw."""
         return SelectionSettings.model_validate_json(json.dumps(self.subset.settings["selection"]))
 
+    @property
+    def scores_file(self) -> Path:
+        """Where the pool's scores lie."""
+        return self.folder(self.scores) / "scores.parquet"
+
     @cached_property
     def pool_scores(self) -> pa.Table:
-        """The scored samples of the pool, the highest score first, with their `weight`."""
-        stored = pq.read_table(self.folder(self.scores) / "scores.parquet")
+        """The scored samples of the pool by id, with their `weight`."""
+        stored = pq.read_table(self.scores_file)
         strata = [
             strata_from_table(pq.read_table(self.folder(frozen) / "length_strata.parquet"))
             for frozen in _parents(self.home, self.subset)
             if frozen.stage == "length_strata"
         ]
-        weighed = weigh_samples(stored, self.selection, strata[0] if strata else ())
-        return weighed.sort_by([("score", "descending"), ("sample_id", "ascending")])
+        return weigh_samples(stored, self.selection, strata[0] if strata else ())
 
     @cached_property
-    def members(self) -> dict[str, SubsetMember]:
-        """The drawn samples by id, in the order drawn."""
-        table = pq.read_table(self.folder(self.subset) / "subset_members.parquet")
-        return {row["sample_id"]: SubsetMember(**row) for row in table.to_pylist()}
+    def members(self) -> frozenset[str]:
+        """The ids of the drawn samples."""
+        file = self.folder(self.subset) / "subset_members.parquet"
+        return frozenset(pq.read_table(file, columns=["sample_id"])["sample_id"].to_pylist())
 
     @cached_property
-    def places(self) -> Mapping[str, Place]:
-        """The place in the draw of every scored sample, by id, in the order of the draw."""
-        order = order_draw(self.pool_scores, self.selection, len(self.members))
-        return {place.sample_id: place for place in order}
+    def order(self) -> PoolOrder:
+        """The pool in the order of the scores, and in that of the draw."""
+        return PoolOrder(self.pool_scores, self.selection, len(self.members))
 
     @cached_property
     def probes(self) -> ProbeSet:

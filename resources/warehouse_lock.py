@@ -1,5 +1,6 @@
 """Opening the warehouse's file: waiting while another process holds it, and naming who does."""
 
+import logging
 import os
 import re
 import time
@@ -9,6 +10,7 @@ import duckdb
 
 from circuitseer_assets.errors import WarehouseError
 
+log = logging.getLogger("circuitseer")
 _FIRST_WAIT_S = 0.02
 _LONGEST_WAIT_S = 1.0
 # A join of millions of rows goes on beyond it on disk, beside the file.
@@ -18,6 +20,8 @@ _HELD = ("Could not set lock", "Conflicting lock", "already open")
 
 def open_waiting(path: Path, *, read_only: bool, limit_s: float) -> duckdb.DuckDBPyConnection:
     """Returns a connection to the DuckDB file, as soon as no other process keeps it locked.
+
+    A wait of more than a second is told, once.
 
     Raises:
         WarehouseError: the file stayed locked for `limit_s`, or is no DuckDB file.
@@ -42,6 +46,8 @@ def open_waiting(path: Path, *, read_only: bool, limit_s: float) -> duckdb.DuckD
                     f"it; wait for that process or stop it, then run again"
                 ) from error
         time.sleep(wait_s)
+        if wait_s < _LONGEST_WAIT_S <= 2 * wait_s:
+            log.warning("waiting up to %g s for the warehouse, which %s holds", limit_s, holder)
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 

@@ -2,11 +2,18 @@
 
 from datetime import UTC, datetime
 
+import numpy as np
+
 from circuitseer_assets.method.audit import Lineage
 from circuitseer_assets.method.composition import Composition
-from circuitseer_assets.method.draw_order import Place
 from circuitseer_assets.method.evaluation import compare, summarise
-from circuitseer_assets.method.explanation import Explanation, ReadTokens, Standing, Token
+from circuitseer_assets.method.explanation import (
+    Explanation,
+    Place,
+    ReadTokens,
+    Standing,
+    Token,
+)
 from circuitseer_assets.method.paired_outcomes import pair_problems
 from circuitseer_assets.method.report import (
     AnsweredProblem,
@@ -24,6 +31,7 @@ from circuitseer_assets.records import (
     JointAblation,
     Outcome,
 )
+from circuitseer_assets.settings import ScoringSettings
 
 HOSTILE = "<script>alert(1)</script>"
 HOSTILE_FILE = """it's a "file" & <b>more</b>.jsonl"""
@@ -42,8 +50,8 @@ CHAIN = {
 
 def make_report(num_layers: int = 6, num_heads: int = 8, num_samples: int = 120) -> Report:
     """Returns a report of a run that never was; every third sample is drawn."""
-    scores = [1e-4 * (1 + (7 * i) % 40) for i in range(num_samples)]
-    lengths = [20 + (11 * i) % 90 for i in range(num_samples)]
+    numbers = np.arange(num_samples)
+    scores, lengths = 1e-4 * (1 + (7 * numbers) % 40), 20 + (11 * numbers) % 90
     return Report(
         audit_id="audit-0",
         base_model=f"models/{HOSTILE}",
@@ -62,11 +70,11 @@ def make_report(num_layers: int = 6, num_heads: int = 8, num_samples: int = 120)
         ranking=make_ranking(num_layers, num_heads),
         head_settings={"ablation": "uniform", "fraction": 0.1},
         scores=ScoreReport(
-            scorer="attention",
-            reading="attention_variance",
+            scoring=ScoringSettings(),
+            heads=("0.0", "0.1"),
             scores=scores,
             num_prompt_tokens=lengths,
-            is_drawn=[i % 3 == 0 for i in range(num_samples)],
+            is_drawn=numbers % 3 == 0,
             length_correlation=-0.8,
             num_unscored=2,
             draw={
@@ -103,7 +111,10 @@ def make_lineage() -> Lineage:
         )
         for name, parents in CHAIN.items()
     )
-    facts = {"head_ranking": {"heads": ["0.1", "1.2"]}, "evaluation": {"pass_at_1": {"task": 0.5}}}
+    facts = {
+        "head_ranking": {"reasoning_heads": ["0.0", "0.1"]},
+        "evaluation": {"pass_at_1": {"task": 0.5}},
+    }
     return Lineage(artifacts, facts=facts)
 
 

@@ -71,13 +71,14 @@ def test_the_draw_is_told_as_it_was_stored(home: Home, chain: SubsetChain) -> No
     sql = "select * from subset_members where subset_id = $id"
     stored = home.warehouse.query(sql, {"id": chain.subset.artifact_id}).to_pylist()
     assert stored
+    places = chain.order.places(chain.pool_scores["sample_id"].to_pylist())
     for member in stored:
-        place = chain.places[member["sample_id"]]
+        place = places[member["sample_id"]]
         assert place.is_drawn
         assert place.weight == member["weight"]
         assert place.sampling_key == pytest.approx(member["sampling_key"], rel=1e-12)
         assert place.inclusion_probability == pytest.approx(member["inclusion_probability"])
-    assert sum(place.is_drawn for place in chain.places.values()) == len(stored)
+    assert sum(place.is_drawn for place in places.values()) == len(stored)
 
     explained = explain_sample(chain, stored[0]["sample_id"])
     assert chain.subset.artifact_id in explained.subsets
@@ -169,7 +170,7 @@ def test_any_ancestor_leads_to_the_page(home: Home, first_run: Any) -> None:
 
 
 def test_the_page_made_again_is_the_same_and_its_settings_give_the_run_again(
-    home: Home, first_run: Any
+    home: Home, chain: SubsetChain, first_run: Any
 ) -> None:
     evaluation_id = first_run.of("evaluation", "artifact_id")
     lineage = trace_lineage(evaluation_id, home.warehouse.find_artifact)
@@ -177,6 +178,20 @@ def test_the_page_made_again_is_the_same_and_its_settings_give_the_run_again(
     audit_id, path = find_report(home, evaluation_id)
     report = read_report(home, type(lineage)(lineage.artifacts, facts=facts), audit_id)
     assert render_report(report) == path.read_text()
+    pool, members = chain.pool_scores.to_pylist(), len(chain.members)
+    ranked = sorted(pool, key=lambda row: (-row["score"], row["sample_id"]))
+    places = chain.order.places([row["sample_id"] for row in pool]).values()
+    drawn = sorted((place for place in places if place.order), key=lambda place: place.order or 0)
+    shown = {title: [one.sample_id for one in group] for title, group in report.samples.items()}
+    assert shown == {
+        "Highest scores": [row["sample_id"] for row in ranked[:3]],
+        "Lowest scores": [row["sample_id"] for row in ranked[-3:]],
+        "Last to be drawn": [place.sample_id for place in drawn[members - 2 : members]],
+        "First not to be drawn": [place.sample_id for place in drawn[members : members + 2]],
+    }
+    assert report.scores.scores.tolist() == [row["score"] for row in pool]
+    ids = [row["sample_id"] for row in pool]
+    assert report.scores.is_drawn.tolist() == [one in chain.members for one in ids]
 
     settings = parse_settings(yaml.safe_load(report.settings_yaml), origin="the page")
     in_use = home.settings()

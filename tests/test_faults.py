@@ -1,5 +1,6 @@
 """Faults from outside, one after the other in one home: each is told, and nothing of it is left."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,24 @@ class Faulty:
         assert stored == set(self.ids())
 
 
+@contextlib.contextmanager
+def holding(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Yields the process that keeps a warehouse locked until the end, once it does."""
+    hold = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        yield holder
+        assert holder.poll() is None
+        holder.stdin.write("\n")
+
+
 def make_older(path: Path, *, version: int) -> None:
     """Makes the warehouse what an older CircuitSeer had made of the same rows."""
     newer = path.rename(path.with_suffix(".newer"))
@@ -146,10 +165,19 @@ def test_faults_are_told_survived_and_leave_nothing(
     expect("SIGTERM while it trains", 130, "goes on where it was", told, "training goes on")
     faulty.assert_nothing_half_made()
 
-    hold = "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); time.sleep(20)"
-    with subprocess.Popen([sys.executable, "-c", hold, str(faulty.home.warehouse.path)]):
-        assert faulty.run()[0] == 0
-    tell("faults", "a warehouse held for 20 s", "status 0", "it waited", "")
+    with holding(faulty.home.warehouse.path) as holder:
+        process = faulty.start()
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:  # to its end, where it does not wait
+            lines.append(line)
+            if "for the warehouse, which" in line:
+                break
+        assert f"PID {holder.pid} holds" in "".join(lines).replace("\n", " "), lines
+        assert process.poll() is None
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    tell("faults", "a warehouse that is held", "status 0", "it said so and waited", "")
     made = {a.artifact_id for a in Home.prepared(home_folder).warehouse.artifacts()}
     assert set(faulty.ids()) <= made
 

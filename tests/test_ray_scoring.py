@@ -323,10 +323,11 @@ def test_finished_shards_of_a_run_that_died_are_taken_over_and_torn_ones_are_not
     samples = list(read_samples(scorer.corpus))
     whole, torn = samples[:SHARD_SAMPLES], samples[SHARD_SAMPLES : 2 * SHARD_SAMPLES]
     # Scores that no model gives: where they are found, nobody has scored again.
-    for name, shard in zip(scorer.shards.write_samples([whole, torn]), (whole, torn), strict=True):
+    names = scorer.shards.write_samples([whole, torn])
+    for name, shard in zip(names, (whole, torn), strict=True):
         scores = [SampleScore(sample.sample_id, 1e9, 1) for sample in shard]
         scorer.shards.write_scores(name, ScoredShard(scores, ModelUse()))
-    [file] = scorer.shards.folder.glob("shard-000001/scores/scores.parquet")
+    [file] = scorer.shards.folder.glob(f"{names[1]}/scores/scores.parquet")
     file.write_bytes(file.read_bytes()[:-1])
     got, summary, _ = run(scorer)
     taken = {sample.sample_id for sample in samples if got[sample.sample_id] == 1e9}
@@ -373,18 +374,23 @@ def job(tmp_path: Path) -> ScoringJob:
     )
 
 
+def name_of(job: ScoringJob) -> str:
+    [path] = job.shards.glob("*/samples")
+    return path.parent.name
+
+
 def refusal_of(job: ScoringJob) -> tuple[str, str]:
-    row = ShardScorer(job)({"item": np.array(["shard-000000"])})
-    assert row["name"] == ["shard-000000"]
+    name = name_of(job)
+    row = ShardScorer(job)({"item": np.array([name])})
+    assert row["name"] == [name]
     return row["refusal"][0], row["message"][0]
 
 
 def test_a_worker_writes_its_shard_whole(job: ScoringJob) -> None:
     assert refusal_of(job) == ("", "")
-    shards = ScoreShards(job.shards)
-    assert list(shards.scored()) == ["shard-000000"]
-    shard = shards.read_scores("shard-000000")
-    samples = shards.read_samples("shard-000000")
+    shards, name = ScoreShards(job.shards), name_of(job)
+    assert list(shards.scored()) == [name]
+    shard, samples = shards.read_scores(name), shards.read_samples(name)
     assert {r.sample_id for r in shard.results} == {s.sample_id for s in samples}
     assert shard.model_use.num_tokens > 0
 
@@ -399,7 +405,9 @@ def test_a_worker_refuses_a_torn_shard(job: ScoringJob) -> None:
 
 
 def test_a_worker_refuses_where_the_shards_are_not_seen(job: ScoringJob, tmp_path: Path) -> None:
-    refusal, message = refusal_of(dataclasses.replace(job, shards=tmp_path / "elsewhere"))
+    worker = ShardScorer(dataclasses.replace(job, shards=tmp_path / "elsewhere"))
+    row = worker({"item": np.array([name_of(job)])})
+    [refusal], [message] = row["refusal"], row["message"]
     assert refusal == "ClusterError"
     assert "every node of the Ray cluster must see" in message
 

@@ -80,14 +80,14 @@ def test_a_released_models_uri_leads_to_the_heads_in_one_command(home: Home) -> 
     assert uri == "models:/solver/1"
     done = circuitseer(home.folder, "lineage", uri)
     assert done.returncode == 0, done.stderr
-    assert "heads 0.1 2.1 10.0" in done.stdout
+    assert "reasoning heads 0.1 2.1 10.0" in done.stdout
     assert "samples 3" in done.stdout
     for stage in CHAIN:
         assert f"{stage}-1" in done.stdout
 
     said = json.loads(circuitseer(home.folder, "lineage", uri, "--json").stdout)
     [ranking] = [one for one in said["artifacts"] if one["stage"] == "head_ranking"]
-    assert ranking["facts"] == {"heads": ["0.1", "2.1", "10.0"]}
+    assert ranking["facts"] == {"reasoning_heads": ["0.1", "2.1", "10.0"]}
     assert ranking["settings"] == {"head_ranking": {"seed": 3}}
 
 

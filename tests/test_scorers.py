@@ -10,6 +10,9 @@ import pytest
 from circuitseer_assets.method.scorers import SCORERS
 from jobs.run import PipelineFailedError, PipelineRun
 from resources.export import export_subset
+from resources.report_data import read_scores
+from resources.subset_chain import SubsetChain
+from resources.token_reader import open_token_reader
 from tests.conftest import Corpus
 
 pytestmark = pytest.mark.long
@@ -59,7 +62,14 @@ def test_every_scorer_selects_its_highest_scores(corpus: Corpus, tmp_path: Path)
 
 
 def test_a_scorer_is_known_by_the_heads_it_reads(corpus: Corpus) -> None:
+    def told(run: PipelineRun) -> tuple[str, ...]:
+        """Returns the heads that the audit's page would name."""
+        chain = SubsetChain.of(corpus.home, run.of("subset", "artifact_id"))
+        with open_token_reader(chain) as reader:
+            return read_scores(chain, reader).heads
+
     first = select(corpus)
+    assert told(select(corpus, scorer="length")) == ()
     ranked = set(first.of("head_ranking", "reasoning_heads"))
     assert set(first.of("sample_scores", "heads_read")) == ranked
     ids = {first.of("sample_scores", "scorer_id")}
@@ -69,8 +79,10 @@ def test_a_scorer_is_known_by_the_heads_it_reads(corpus: Corpus) -> None:
         drawn.append(set(run.of("sample_scores", "heads_read")))
         assert len(drawn[-1]) == len(ranked)
         assert not drawn[-1] & ranked
+        assert set(told(run)) == drawn[-1]
         ids.add(run.of("sample_scores", "scorer_id"))
     assert drawn[0] != drawn[1]
     every = select(corpus, heads="all")
+    assert set(told(every)) == set(every.of("sample_scores", "heads_read"))
     assert ranked | drawn[0] | drawn[1] <= set(every.of("sample_scores", "heads_read"))
     assert len(ids | {every.of("sample_scores", "scorer_id")}) == 4

@@ -18,7 +18,7 @@ from resources.lineage_facts import read_facts
 from resources.report_data import read_report
 from resources.report_files import REPORT_FILE
 
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 
 
 @dg.asset(

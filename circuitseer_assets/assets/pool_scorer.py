@@ -24,7 +24,14 @@ from circuitseer_assets.method.figures import (
 from circuitseer_assets.method.head_sets import choose_heads
 from circuitseer_assets.method.scorers import find_scorer, reads_response
 from circuitseer_assets.method.tables import format_samples_table
-from circuitseer_assets.records import HeadId, ModelUse, Sample, SampleScore, UnscoredSample
+from circuitseer_assets.records import (
+    HeadId,
+    ModelUse,
+    Sample,
+    SampleLength,
+    SampleScore,
+    UnscoredSample,
+)
 from circuitseer_assets.settings import Settings
 from resources.home import Home
 from resources.language_model import (
@@ -33,11 +40,10 @@ from resources.language_model import (
     load_language_model,
     resolve_dtype,
 )
-from resources.paced_commits import Pace, ScoreCommits
+from resources.paced_commits import PacedCommits, length_commits, score_commits
 from resources.pool_scores import (
     Rows,
     first_of_each_prompt,
-    length_rows,
     missing_rows,
     pool_rows,
     read_extremes,
@@ -51,7 +57,7 @@ from resources.score_shards import ScoredShard, ScoreShards
 log = logging.getLogger("circuitseer")
 _Item = TypeVar("_Item")
 NUM_EXAMPLES = 5
-WAITING_FILE = "waiting_scores.jsonl"
+WAITING_FILE, WAITING_LENGTHS_FILE = "waiting_scores.jsonl", "waiting_lengths.jsonl"
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ class PoolScorer:
     def score_pool(self, folder: Path) -> Made:
         """Returns the pool's scores, of which only missing ones were computed."""
         warehouse = self.home.warehouse
-        commits = ScoreCommits(warehouse, self.scorer_id, self.work / WAITING_FILE)
+        commits = score_commits(warehouse, self.scorer_id, self.work / WAITING_FILE)
+        self._length_commits()  # of a killed run: before what is unmeasured is asked
         self._take_over_shards(commits)
         self._share_scores()
         missing = missing_rows(warehouse, self.scorer_id, self.pool, self.corpus)
@@ -116,7 +123,7 @@ class PoolScorer:
         """Those of workers elsewhere, which know them by the same path."""
         return ScoreShards((self.work / "shards").resolve())
 
-    def _take_over_shards(self, commits: ScoreCommits) -> None:
+    def _take_over_shards(self, commits: PacedCommits) -> None:
         """Commits the shards that workers of a run that died had finished; torn ones are lost."""
         for name in self.shards.scored():
             commits.add(self.shards.read_scores(name).results)
@@ -131,7 +138,7 @@ class PoolScorer:
     def _reads_response(self) -> bool:
         return reads_response(self.settings.scoring)
 
-    def _score_missing(self, missing: Rows, unmeasured: Rows, commits: ScoreCommits) -> _Anew:
+    def _score_missing(self, missing: Rows, unmeasured: Rows, commits: PacedCommits) -> _Anew:
         """Returns what was computed, after every sample has a score and a length."""
         if self.settings.execution.scoring.backend == "local":
             return self._compute_here(missing, unmeasured, commits)
@@ -148,7 +155,7 @@ class PoolScorer:
             prepared = _Anew(self._choose_heads(None), 0, ModelUse())
         return self._score_on_ray(missing, prepared, commits) if missing.any() else prepared
 
-    def _compute_here(self, missing: Rows, unmeasured: Rows, commits: ScoreCommits) -> _Anew:
+    def _compute_here(self, missing: Rows, unmeasured: Rows, commits: PacedCommits) -> _Anew:
         from circuitseer_assets.method.forwards import count_forwards
 
         base_model = load_language_model(self.settings.base_model, cache=self.home.models)
@@ -161,28 +168,22 @@ class PoolScorer:
         return _Anew(heads, num_truncated, counted.use)
 
     def _measure_lengths(self, base_model: LanguageModel, rows: Rows) -> None:
-        lengths: dict[str, tuple[int, int]] = {}
-        pace = Pace()
+        """Measures shard by shard: what a kill loses is one shard's lengths, and no more."""
+        commits = self._length_commits()
+        for shard in self._sample_shards(rows):
+            commits.add([_measure(base_model, sample) for sample in shard])
+        commits.commit()
 
-        def commit() -> None:
-            with pace.committing():
-                self.home.warehouse.append_lengths(length_rows(self.tokenizer_id, lengths))
-            lengths.clear()
-
-        for sample in read_samples(self.corpus, rows=rows):
-            text = base_model.tokenize(sample.sample_id, sample.messages, sample.response)
-            num_response = len(text.input_ids) - text.response_start
-            lengths[sample.sample_id] = (text.response_start, num_response)
-            if pace.is_due:
-                commit()
-        commit()
+    def _length_commits(self) -> PacedCommits:
+        path = self.work / WAITING_LENGTHS_FILE
+        return length_commits(self.home.warehouse, self.tokenizer_id, path)
 
     def _score_here(
         self,
         base_model: LanguageModel,
         missing: Rows,
         heads: Sequence[HeadId],
-        commits: ScoreCommits,
+        commits: PacedCommits,
     ) -> int:
         """Returns how many of the samples were cut to what is read, after scoring them all."""
         execution, settings = self.settings.execution, self.settings.scoring
@@ -201,7 +202,7 @@ class PoolScorer:
             shards = (list(score(reader, shard, settings)) for shard in self._sample_shards(wanted))
         return self._commit(shards, int(wanted.sum()), commits)
 
-    def _score_on_ray(self, missing: Rows, prepared: _Anew, commits: ScoreCommits) -> _Anew:
+    def _score_on_ray(self, missing: Rows, prepared: _Anew, commits: PacedCommits) -> _Anew:
         from resources.ray_scoring import ScoringJob, method_version, score_on_ray
 
         execution, base_model = self.settings.execution, self.settings.base_model
@@ -235,7 +236,7 @@ class PoolScorer:
         self,
         shards: Iterable[Sequence[SampleScore | UnscoredSample]],
         num_wanted: int,
-        commits: ScoreCommits,
+        commits: PacedCommits,
     ) -> int:
         """Returns how many samples were cut, after committing one shard after the other."""
         done = num_truncated = 0
@@ -315,6 +316,12 @@ def summarise_scores(
         ]
     )
     return summary
+
+
+def _measure(base_model: LanguageModel, sample: Sample) -> SampleLength:
+    text = base_model.tokenize(sample.sample_id, sample.messages, sample.response)
+    num_response = len(text.input_ids) - text.response_start
+    return SampleLength(sample.sample_id, text.response_start, num_response)
 
 
 def _total(uses: Iterable[ModelUse]) -> ModelUse:

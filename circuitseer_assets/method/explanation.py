@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from circuitseer_assets.method.draw_order import Place
+from circuitseer_assets.method.scorers import SCORERS
 from circuitseer_assets.method.tables import format_number, printable
 
 NUM_TOP_TOKENS = 8
@@ -57,6 +57,28 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """One sample's place in a draw.
+
+    Attributes:
+        sample_id: the sample's.
+        order: 1 for the smallest key; None for a weight of 0, which is never drawn.
+        weight, sampling_key: as the draw has them; the key is None for a weight of 0.
+        inclusion_probability: given everybody else's keys: 1 - exp(-w tau), tau being the key that
+            the last place would go for without this sample. Pareto sampling has its target, `top`
+            0 or 1.
+        is_drawn: whether it is one of the subset.
+    """
+
+    sample_id: str
+    order: int | None
+    weight: float
+    sampling_key: float | None
+    inclusion_probability: float
+    is_drawn: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Everything known of one sample, as one subset's run has it.
 
@@ -65,7 +87,8 @@ class Explanation:
         source, position: where the row comes from.
         status: `scored`, `unscored`, `quarantined`, `probe`, `contaminated` or `outside`.
         reason: one sentence on why it is that.
-        subset_id, scorer, reading, heads: the subset asked about, and what scored its pool.
+        subset_id, scorer, reading: the subset asked about, and what scored its pool.
+        heads: those that the tokens are shaded by, and the score is of where its scorer uses any.
         standing: its score and rank, None where it has none.
         place: its place in the draw, None where it could not be drawn.
         subsets: all subsets that it is in, the newest first.
@@ -145,7 +168,9 @@ def describe(explanation: Explanation) -> list[tuple[str, str]]:
         ("in subsets", ", ".join(explanation.subsets) or "none"),
     ]
     if explanation.heads:
-        rows.append(("heads read", ", ".join(explanation.heads)))
+        scorer = SCORERS.get(explanation.scorer)
+        name = "heads read" if scorer and scorer.uses_heads else "heads shown"
+        rows.append((name, ", ".join(explanation.heads)))
     if explanation.read:
         rows.append(("tokens", describe_reading(explanation.read)))
     return rows

@@ -4,12 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from circuitseer_assets.method.audit import Lineage
 from circuitseer_assets.method.composition import Composition
 from circuitseer_assets.method.evaluation import TaskComparison, TaskSummary
 from circuitseer_assets.method.explanation import Explanation
 from circuitseer_assets.method.paired_outcomes import PairedProblems
 from circuitseer_assets.records import HeadRanking
+from circuitseer_assets.settings import ScoringSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +67,16 @@ class PoolReport:
 
 @dataclass(frozen=True, slots=True)
 class ScoreReport:
-    """The scores of the pool, in order of sample id, and which of the samples were drawn."""
+    """The scores of the pool, in order of sample id, and which of the samples were drawn.
 
-    scorer: str
-    reading: str
-    scores: Sequence[float]
-    num_prompt_tokens: Sequence[int]
-    is_drawn: Sequence[bool]
+    `heads` are those that the scores depend on: none where the scorer uses none.
+    """
+
+    scoring: ScoringSettings
+    heads: tuple[str, ...]
+    scores: NDArray[np.float64]
+    num_prompt_tokens: NDArray[np.int64]
+    is_drawn: NDArray[np.bool_]
     length_correlation: float | None
     num_unscored: int
     draw: Mapping[str, Any]

@@ -7,6 +7,7 @@ or a sentence beside it as well. The same numbers give the same text.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -21,6 +22,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 12, 14, 46
 _DECADE = 10.0
 
 Floats = NDArray[np.float64]
+Numbers: TypeAlias = Sequence[float] | NDArray[np.generic]
 
 Interval = tuple[str, float, float, float, str]
 """A row's name, its value, the ends of its interval, and the class that colours it."""
@@ -43,14 +45,14 @@ class _Scale:
         return self.start + (at - low) / (high - low) * (self.stop - self.start)
 
 
-def draw_histogram(pool: Sequence[float], subset: Sequence[float], name: str) -> Markup:
+def draw_histogram(pool: Numbers, subset: Numbers, name: str) -> Markup:
     """Returns the shares of pool and subset by `name`: filled bars, and a line over them.
 
     Raises:
         CircuitSeerError: one of the two is empty.
     """
     _refuse_empty(pool=pool, subset=subset)
-    values = np.asarray([*pool, *subset], dtype=np.float64)
+    values = np.concatenate([np.asarray(one, dtype=np.float64) for one in (pool, subset)])
     is_log = _spans_a_decade(values)
     edges = _edges(values, is_log)
     shares = [100 * np.histogram(one, edges)[0] / len(one) for one in (pool, subset)]
@@ -81,7 +83,7 @@ def draw_histogram(pool: Sequence[float], subset: Sequence[float], name: str) ->
 
 
 def draw_scatter(
-    lengths: Sequence[float], scores: Sequence[float], is_drawn: Sequence[bool], said: str
+    lengths: Numbers, scores: Numbers, is_drawn: Sequence[bool] | NDArray[np.bool_], said: str
 ) -> Markup:
     """Returns score against length, one dot a sample; those drawn are filled squares on top.
 
@@ -94,17 +96,12 @@ def draw_scatter(
     is_log = _spans_a_decade(np.asarray(scores, dtype=np.float64))
     x = _Scale(*_padded(lengths, False), _LEFT, WIDTH - _RIGHT)
     y = _Scale(*_padded(scores, is_log), HEIGHT - _BOTTOM, _TOP, is_log)
-    points = list(zip(lengths, scores, is_drawn, strict=True))
-    shown = [
-        point
-        for drawn in (False, True)
-        for point in [p for p in points if p[2] == drawn][:: _stride(is_drawn, drawn)]
-    ]
     dots = [
         f'<rect class="subset-dot" x="{x(a) - 2:.1f}" y="{y(b) - 2:.1f}" width="4" height="4"/>'
         if drawn
         else f'<circle class="pool-dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2"/>'
-        for a, b, drawn in shown
+        for drawn in (False, True)
+        for a, b in zip(*_thinned(lengths, scores, is_drawn, drawn), strict=True)
     ]
     return _svg(
         "Score against the prompt's length",
@@ -113,7 +110,7 @@ def draw_scatter(
     )
 
 
-def thinning_of(is_drawn: Sequence[bool]) -> str:
+def thinning_of(is_drawn: Sequence[bool] | NDArray[np.bool_]) -> str:
     """Returns a sentence on which samples of a scatter are left out; empty where none is."""
     names = {False: "others", True: "drawn samples"}
     parts = [
@@ -124,8 +121,20 @@ def thinning_of(is_drawn: Sequence[bool]) -> str:
     return f"Shown: {' and '.join(parts)}." if parts else ""
 
 
-def _stride(is_drawn: Sequence[bool], drawn: bool) -> int:
-    return max(1, math.ceil(list(is_drawn).count(drawn) / MAX_POINTS))
+def _stride(is_drawn: Sequence[bool] | NDArray[np.bool_], drawn: bool) -> int:
+    number = int(np.count_nonzero(np.asarray(is_drawn) == drawn))
+    return max(1, math.ceil(number / MAX_POINTS))
+
+
+def _thinned(
+    lengths: Numbers,
+    scores: Numbers,
+    is_drawn: Sequence[bool] | NDArray[np.bool_],
+    drawn: bool,
+) -> tuple[list[float], list[float]]:
+    """Returns lengths and scores of the samples that are shown of those drawn, or of the others."""
+    shown = np.flatnonzero(np.asarray(is_drawn) == drawn)[:: _stride(is_drawn, drawn)]
+    return np.asarray(lengths)[shown].tolist(), np.asarray(scores)[shown].tolist()
 
 
 def draw_intervals(rows: Sequence[Interval], name: str, said: str, *, percent: bool) -> Markup:
@@ -246,14 +255,14 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def _edges(values: Floats, is_log: bool) -> Floats:
     number = int(np.clip(2 * np.cbrt(values.size), 10, 40))
-    low, high = _padded(values.tolist(), is_log)
+    low, high = _padded(values, is_log)
     if is_log:
         return np.geomspace(low, high, number + 1)
     return np.linspace(low, high, number + 1)
 
 
-def _padded(values: Sequence[float], is_log: bool) -> tuple[float, float]:
-    low, high = float(min(values)), float(max(values))
+def _padded(values: Numbers, is_log: bool) -> tuple[float, float]:
+    low, high = float(np.min(values)), float(np.max(values))
     if is_log:
         room = (high / low) ** 0.03
         return low / room, high * room
@@ -265,7 +274,7 @@ def _spans_a_decade(values: Floats) -> bool:
     return bool(values.min() > 0 and values.max() / values.min() > _DECADE)
 
 
-def _refuse_empty(**named: Sequence[object]) -> None:
+def _refuse_empty(**named: Sequence[object] | NDArray[np.generic]) -> None:
     for name, values in named.items():
         if not len(values):
             raise CircuitSeerError(f"{name} must hold at least one value to be drawn, got none")

@@ -3,7 +3,7 @@
 The page's templates put them into place and escape every text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from circuitseer_assets.method.figures import colour_range
 from circuitseer_assets.method.lineage_picture import draw_lineage
 from circuitseer_assets.method.report import Report, TaskReport
 from circuitseer_assets.method.report_charts import (
+    Numbers,
     draw_against_random,
     draw_histogram,
     draw_intervals,
@@ -239,7 +240,7 @@ def _head_row(row: HeadImportance) -> list[str]:
 
 def _scores(report: Report) -> View:
     by = report.scores
-    drawn = [score for score, is_drawn in zip(by.scores, by.is_drawn, strict=True) if is_drawn]
+    drawn = by.scores[by.is_drawn]
     correlation = by.length_correlation
     said = (
         "No rank correlation exists, for all scores or all lengths are the same."
@@ -259,15 +260,14 @@ def _scores(report: Report) -> View:
 
 def _lengths(report: Report) -> View:
     by = report.scores
-    pairs = zip(by.num_prompt_tokens, by.is_drawn, strict=True)
-    drawn = [length for length, is_drawn in pairs if is_drawn]
+    drawn = by.num_prompt_tokens[by.is_drawn]
     return {
         "histogram": draw_histogram(by.num_prompt_tokens, drawn, "tokens of the prompt"),
         "quantiles": _quantiles(by.num_prompt_tokens, drawn),
     }
 
 
-def _quantiles(pool: Sequence[float], subset: Sequence[float]) -> list[tuple[str, list[str]]]:
+def _quantiles(pool: Numbers, subset: Numbers) -> list[tuple[str, list[str]]]:
     return [
         (name, [format_number(float(q)) for q in np.quantile(values, _QUANTILES)])
         for name, values in (("pool", pool), ("subset", subset))
@@ -346,7 +346,7 @@ def _lineage(report: Report) -> View:
         "picture": draw_lineage(report.lineage, _box_facts(report)),
         "text": format_lineage(report.lineage),
         "artifacts": report.lineage.artifacts,
-        "heads": [str(head) for head in report.ranking.reasoning_heads],
+        "heads": words.list_heads(report),
     }
 
 
@@ -354,9 +354,9 @@ def _box_facts(report: Report) -> Mapping[str, str]:
     facts: dict[str, str] = {}
     for artifact in report.lineage.artifacts:
         known = report.lineage.facts.get(artifact.artifact_id, {})
-        if "heads" in known:
+        if heads := known.get("reasoning_heads"):
             facts[artifact.artifact_id] = (
-                f"{len(known['heads'])} heads: {', '.join(known['heads'])} of {report.base_model}"
+                f"{len(heads)} chosen heads: {', '.join(heads)} of {report.base_model}"
             )
         elif "pass_at_1" in known:
             shares = ", ".join(f"{100 * share:.1f} %" for share in known["pass_at_1"].values())

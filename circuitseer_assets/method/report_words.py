@@ -9,18 +9,29 @@ from circuitseer_assets.records import MAX_LENGTH_CORRELATION
 def summarise_what(report: Report) -> str:
     """Returns what was done, in one sentence."""
     drawn, pool = report.scores.draw["num_samples"], report.scores.draw["num_pool"]
-    by = report.scores
+    by = report.scores.scoring
     if by.scorer == "attention":
         how = (
-            f"by how the attention of {_count(_num_chosen(report), 'chosen head')} of "
-            f"{_num_heads(report)} falls on their prompts ({by.reading})"
+            f"by how the attention of {_kind_of_heads(report)} falls on their {by.span}s "
+            f"({by.reading})"
         )
+    elif report.scores.heads:
+        how = f"by the scorer {by.scorer}, which uses {_kind_of_heads(report)}"
     else:
         how = f"by the scorer {by.scorer}"
     return (
         f"{drawn:,} of {pool:,} samples ({100 * drawn / pool:.3g} %) were selected {how}, and "
         f"{report.base_model} was fine-tuned on them for {report.training['num_steps']:,} steps."
     )
+
+
+def list_heads(report: Report) -> str:
+    """Returns the heads that the scores are of, or that there are none."""
+    by = report.scores
+    if not by.heads:
+        return f"none, for the scorer {by.scoring.scorer} uses none"
+    named = "" if by.scoring.heads == "all" else f": {', '.join(by.heads)}"
+    return f"{_kind_of_heads(report)}{named} (scoring.heads: {by.scoring.heads})"
 
 
 def summarise_task(task: TaskReport) -> str:
@@ -133,12 +144,12 @@ def describe_draw(report: Report) -> str:
     )
 
 
-def _num_chosen(report: Report) -> int:
-    return len(report.ranking.reasoning_heads)
-
-
-def _num_heads(report: Report) -> int:
-    return report.ranking.num_layers * report.ranking.num_heads
+def _kind_of_heads(report: Report) -> str:
+    by, num_heads = report.scores, report.ranking.num_layers * report.ranking.num_heads
+    if by.scoring.heads == "all":
+        return f"all {num_heads} heads"
+    kind = "chosen" if by.scoring.heads == "reasoning" else by.scoring.heads
+    return f"{_count(len(by.heads), f'{kind} head')} of {num_heads}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -114,15 +114,15 @@ def test_json_survives_a_round_trip() -> None:
 def test_what_is_known_of_an_artifact_and_what_was_made_from_it_are_told() -> None:
     artifacts = graph()
     upstream = trace_lineage("sample_scores", artifacts.get)
-    facts = {"head_ranking": {"heads": ["0.1", "2.3"]}, "subset": {"samples": 7}}
+    facts = {"head_ranking": {"reasoning_heads": ["0.1", "2.3"]}, "subset": {"samples": 7}}
     lineage = replace(upstream, descendants=(artifacts["subset"],), facts=facts)
     tree, below = format_lineage(lineage).split("\nmade from sample_scores:\n")
-    assert "heads 0.1 2.3" in tree
+    assert "reasoning heads 0.1 2.3" in tree
     assert below == "  subset (samples 7)"
     values = lineage_as_json(lineage)
     assert [one["artifact_id"] for one in values["descendants"]] == ["subset"]
     [ranking] = [one for one in values["artifacts"] if one["artifact_id"] == "head_ranking"]
-    assert ranking["facts"] == {"heads": ["0.1", "2.3"]}
+    assert ranking["facts"] == {"reasoning_heads": ["0.1", "2.3"]}
     assert json.loads(json.dumps(values)) == values
 
 

@@ -9,7 +9,13 @@ import pytest
 
 from circuitseer_assets.method.report import Report
 from circuitseer_assets.method.report_page import render_explanation, render_report
-from circuitseer_assets.method.report_words import judge_task, list_cautions
+from circuitseer_assets.method.report_words import (
+    judge_task,
+    list_cautions,
+    list_heads,
+    summarise_what,
+)
+from circuitseer_assets.settings import ScoringSettings
 from tests.reports import HOSTILE, HOSTILE_FILE, make_explanation, make_report
 
 
@@ -157,6 +163,48 @@ def test_what_is_wide_is_called_a_demonstration(report: Report) -> None:
     assert judge_task(more) == "The checkpoint solves more of these problems."
     fewer = replace(sure, difference=replace(narrow, ci_high=-0.005))
     assert judge_task(fewer) == "The checkpoint solves fewer of these problems."
+
+
+@pytest.mark.parametrize(
+    ("scoring", "heads", "summary", "lineage"),
+    [
+        (
+            {},
+            ("0.0", "0.1"),
+            "by how the attention of 2 chosen heads of 48 falls on their prompts (attention_var",
+            "2 chosen heads of 48: 0.0, 0.1 (scoring.heads: reasoning)",
+        ),
+        (
+            {"heads": "all", "span": "response"},
+            tuple(f"{layer}.{head}" for layer in range(6) for head in range(8)),
+            "by how the attention of all 48 heads falls on their responses (attention_variance)",
+            "all 48 heads (scoring.heads: all)",
+        ),
+        (
+            {"heads": "random"},
+            ("0.4",),
+            "by how the attention of 1 random head of 48 falls on their prompts (attention_vari",
+            "1 random head of 48: 0.4 (scoring.heads: random)",
+        ),
+        (
+            {"scorer": "attention_influence", "heads": "retrieval"},
+            ("2.3", "3.1"),
+            "by the scorer attention_influence, which uses 2 retrieval heads of 48, and",
+            "2 retrieval heads of 48: 2.3, 3.1 (scoring.heads: retrieval)",
+        ),
+        ({"scorer": "length"}, (), "by the scorer length, and", "none, for the scorer length"),
+    ],
+)
+def test_the_heads_are_those_that_the_scores_are_of(
+    report: Report, scoring: dict[str, str], heads: tuple[str, ...], summary: str, lineage: str
+) -> None:
+    scores = replace(report.scores, scoring=ScoringSettings(**scoring), heads=heads)
+    scored = replace(report, scores=scores)
+    assert summary in summarise_what(scored)
+    assert lineage in list_heads(scored)
+    text = "".join(Page(render_report(scored)).texts)
+    assert f"The heads read: {list_heads(scored)}." in text
+    assert summary in text
 
 
 def test_cautions_name_length_unconfirmed_heads_and_a_draw_like_chance(report: Report) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from circuitseer_assets.records import SampleScore, UnscoredSample
 from resources import paced_commits
-from resources.paced_commits import Pace, ScoreCommits
+from resources.paced_commits import Pace, score_commits
 from resources.warehouse import Warehouse
 
 FIRST = [SampleScore("a", 0.1 + 0.2, 9), UnscoredSample("b", "too_long", 'so "long"\n')]
@@ -29,14 +29,14 @@ def test_what_a_killed_run_left_waiting_is_committed_by_the_next(
 ) -> None:
     waiting = tmp_path / "work" / "waiting.jsonl"
     monkeypatch.setattr(paced_commits, "_WORK_A_COMMIT", 1e9)
-    killed = ScoreCommits(warehouse, "scorer", waiting)
+    killed = score_commits(warehouse, "scorer", waiting)
     for shard in (FIRST, SECOND, THIRD):
         killed.add(shard)
     # The first commit is due at once; that it took long puts off all others.
     assert committed(warehouse) == {"a", "b"}
     torn = waiting.read_text()
     waiting.write_text(torn[: torn.rindex("4.0")])
-    ScoreCommits(warehouse, "scorer", waiting)
+    score_commits(warehouse, "scorer", waiting)
     assert committed(warehouse) == {"a", "b", "c"}
     assert not waiting.exists()
     scores = warehouse.query("select score from sample_scores order by sample_id")
@@ -49,7 +49,7 @@ def test_shards_that_wait_together_are_committed_together(
     warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paced_commits, "_WORK_A_COMMIT", 1e9)
-    commits = ScoreCommits(warehouse, "scorer", tmp_path / "waiting.jsonl")
+    commits = score_commits(warehouse, "scorer", tmp_path / "waiting.jsonl")
     for shard in (FIRST, SECOND, THIRD):
         commits.add(shard)
     commits.commit()

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,9 +12,20 @@ import pytest
 
 from circuitseer_assets.assets.pool_scorer import PoolScorer
 from circuitseer_assets.method.corpus import prompt_id_of, sample_id_of
-from circuitseer_assets.records import Artifact, Message, Sample, SampleScore, UnscoredSample
-from circuitseer_assets.settings import PROJECT_ROOT, load_settings
+from circuitseer_assets.records import (
+    Artifact,
+    Message,
+    Sample,
+    SampleLength,
+    SampleScore,
+    TokenizedText,
+    UnscoredSample,
+)
+from circuitseer_assets.settings import PROJECT_ROOT, ExecutionSettings, load_settings
+from resources import paced_commits
 from resources.home import Home
+from resources.language_model import LanguageModel
+from resources.paced_commits import length_commits
 from resources.pool_scores import (
     Rows,
     commit_shard,
@@ -192,7 +205,7 @@ def test_a_twin_outside_the_pool_shares_too(warehouse: Warehouse, tmp_path: Path
 
 def test_lengths_are_measured_once_a_tokenizer(warehouse: Warehouse, pool: Path) -> None:
     assert unmeasured_ids(warehouse, "tokenizer", pool) == set(PROMPTS)
-    rows = length_rows("tokenizer", {"a1": (7, 3), "c1": (5, 2)})
+    rows = length_rows("tokenizer", [SampleLength("a1", 7, 3), SampleLength("c1", 5, 2)])
     assert warehouse.append_lengths(rows) == 2
     assert warehouse.append_lengths(rows) == 0
     assert unmeasured_ids(warehouse, "tokenizer", pool) == {"a2", "b1", "b2"}
@@ -200,9 +213,9 @@ def test_lengths_are_measured_once_a_tokenizer(warehouse: Warehouse, pool: Path)
 
 
 def test_no_lengths_are_rows_of_the_right_types() -> None:
-    rows = length_rows("tokenizer", {})
+    rows = length_rows("tokenizer", [])
     assert rows.num_rows == 0
-    assert rows.schema == length_rows("tokenizer", {"a": (1, 2)}).schema
+    assert rows.schema == length_rows("tokenizer", [SampleLength("a", 1, 2)]).schema
 
 
 def test_pool_scores_lie_by_sample_id_with_their_lengths(
@@ -212,8 +225,9 @@ def test_pool_scores_lie_by_sample_id_with_their_lengths(
     shard = [SampleScore("c1", 0.25, 4), SampleScore("a2", 0.5, 6), SampleScore("a1", 1.0, 6)]
     commit_shard(warehouse, "scorer", shard)
     lengths = {"a1": (7, 1), "a2": (7, 3), "b1": (6, 2), "c1": (5, 2)}
-    warehouse.append_lengths(length_rows("tokenizer", lengths))
-    warehouse.append_lengths(length_rows("another", {"a2": (70, 30)}))
+    rows = [SampleLength(sample_id, *pair) for sample_id, pair in lengths.items()]
+    warehouse.append_lengths(length_rows("tokenizer", rows))
+    warehouse.append_lengths(length_rows("another", [SampleLength("a2", 70, 30)]))
     found = read_pool_scores(warehouse, "scorer", "tokenizer", pool)
     assert found.column_names == [
         "sample_id",
@@ -353,3 +367,44 @@ def test_twins_too_long_for_the_model_have_the_reason_each(
     left_out = scorer.home.warehouse.query("from all_quarantined_samples order by position")
     assert left_out["position"].to_pylist() == [2, 3]
     assert left_out["scorer_id"].to_pylist() == [scorer.scorer_id] * 2
+
+
+def test_a_kill_while_lengths_are_measured_loses_at_most_one_shard_of_them(
+    make_scorer: MakeScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [*TWINS, *LONG_TWINS]
+    scorer = make_scorer(samples)
+    settings = scorer.settings.model_copy(update={"execution": ExecutionSettings(shard_samples=1)})
+    scorer = replace(scorer, settings=settings)
+    measured: list[str] = []
+    tokenize = LanguageModel.tokenize
+
+    def die_at_the_last(model: LanguageModel, sample_id: str, *args: Any) -> TokenizedText:
+        if any(args[1:]):  # with the response: its length is measured
+            measured.append(sample_id)
+            if len(measured) == len(samples):
+                raise KeyboardInterrupt
+        return tokenize(model, sample_id, *args)
+
+    monkeypatch.setattr(LanguageModel, "tokenize", die_at_the_last)
+    monkeypatch.setattr(paced_commits, "_WORK_A_COMMIT", 1e9)  # no commit is due but the first
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score_pool(tmp_path)
+    lengths = "select sample_id from sample_lengths"
+    assert scorer.home.warehouse.query(lengths)["sample_id"].to_pylist() == measured[:1]
+    scorer.score_pool(tmp_path)
+    assert measured[len(samples) :] == [samples[-1].sample_id]
+    found = scorer.home.warehouse.query(lengths)["sample_id"].to_pylist()
+    assert sorted(found) == sorted(sample.sample_id for sample in samples)
+    assert not list(scorer.work.glob("*"))
+
+
+def test_many_rows_that_wait_are_committed_before_they_are_due(
+    warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paced_commits, "_WORK_A_COMMIT", 1e9)
+    monkeypatch.setattr(paced_commits, "_MAX_WAITING_ROWS", 2)
+    commits = length_commits(warehouse, "tokenizer", tmp_path / "waiting.jsonl")
+    for sample_id, num_committed in (("a1", 1), ("a2", 1), ("b1", 3), ("b2", 3)):
+        commits.add([SampleLength(sample_id, 7, 3)])
+        assert len(warehouse.query("from sample_lengths")) == num_committed

@@ -168,12 +168,12 @@ def test_faults_are_told_survived_and_leave_nothing(
     with holding(faulty.home.warehouse.path) as holder:
         process = faulty.start()
         assert process.stdout is not None
-        lines = []
+        waits, said = f"the warehouse, which the process with PID {holder.pid} holds", ""
         for line in process.stdout:  # to its end, where it does not wait
-            lines.append(line)
-            if "for the warehouse, which" in line:
+            said = " ".join((said + line).split()) + " "
+            if waits in said:
                 break
-        assert f"PID {holder.pid} holds" in "".join(lines).replace("\n", " "), lines
+        assert waits in said, said
         assert process.poll() is None
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said

@@ -14,8 +14,8 @@ from types import FrameType
 
 from circuitseer_assets.errors import SettingsError
 from circuitseer_assets.settings import PROJECT_ROOT
+from resources import tracking, tracking_note
 from resources.home import Home
-from resources.tracking import UI_BASE_VARIABLE
 
 LOOPBACK = "127.0.0.1"
 
@@ -42,10 +42,11 @@ def serve(
         )
     _refuse_taken(host, dagster_port=dagster_port, mlflow_port=mlflow_port)
     home.set_environment()
+    # Read by the processes that materialise: their links lead to these servers.
+    _link_to(tracking_note.UI_BASE_VARIABLE, host, dagster_port)
     commands = [_dagster_command(host, dagster_port)]
     if home.tracking_uri.startswith("sqlite:"):
-        # Read by the processes that materialise: their links to MLflow lead to this server.
-        os.environ.setdefault(UI_BASE_VARIABLE, f"http://{_in_url(host)}:{mlflow_port}")
+        _link_to(tracking.UI_BASE_VARIABLE, host, mlflow_port)
         commands.append(_mlflow_command(home, host, mlflow_port))
     # Handled before the servers start: they would inherit an ignored signal, and never end.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -71,8 +72,9 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _link_to(variable: str, host: str, port: int) -> None:
+    name = f"[{host}]" if ":" in host else host
+    os.environ.setdefault(variable, f"http://{name}:{port}")
 
 
 def _refuse_taken(host: str, **ports: int) -> None:

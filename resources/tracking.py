@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitseer_assets.errors import ArtifactError, TrackingError
 from circuitseer_assets.redaction import redact, redacted
+from resources.tracking_note import note_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,15 +58,16 @@ class Tracking:
         """Yields a new run, which ends as FINISHED, or as FAILED when an exception passes through.
 
         Tags without a value are left out; `dagster_run_id`, `dagster_asset` and `artifact_id` are
-        the ones that lead from MLflow back to the asset graph.
+        the ones that lead from MLflow back to the asset graph: the run's description links there.
 
         Raises:
             TrackingError: the store cannot be reached.
         """
+        tags = tags or {}
+        kept = redacted({**tags, "mlflow.note.content": note_of(tags)})
         with self.reaching("start a run"):
             client = self.client()
             experiment_id = self._experiment_id(client)
-            kept = redacted(tags or {})
             run_id = client.create_run(experiment_id, run_name=name, tags=kept).info.run_id
         tracked = TrackedRun(self, run_id, experiment_id)
         status = "FAILED"

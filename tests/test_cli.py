@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from circuitseer_assets.cli import app
+from circuitseer_assets.cli.terminal import print_table
 from circuitseer_assets.errors import CircuitSeerError, SettingsError
 from resources.overrides import home_of, write_overrides
 from tests.conftest import small_settings, write_settings
@@ -197,6 +198,15 @@ def test_help_names_every_command_and_the_shells_can_complete(home: Path) -> Non
         "COMP_CWORD": "1",
     }
     assert circuitseer(home, **shell).stdout.split() == ["lineage"]
+
+
+def test_a_table_is_not_cut_where_no_terminal_shows_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    row = ("sample_scores", "162,402,480", "why " * 30)
+    print_table(["stage", "tokens", "because"], [row])
+    assert capsys.readouterr().out.splitlines()[-1].split() == " ".join(row).split()
 
 
 def test_the_plan_of_an_empty_home_is_a_table_and_json(home: Path) -> None:

@@ -25,6 +25,17 @@ def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
         assert (PROJECT_ROOT / target).exists(), target
 
 
+def test_every_picture_is_small_and_shown_and_those_of_the_readme_are_taken_anew() -> None:
+    def named(pattern: str, *files: str) -> set[str]:
+        return set(re.findall(pattern, "".join((PROJECT_ROOT / f).read_text() for f in files)))
+
+    picture = r"\bimages/(\w+)\.png"
+    files = {path.stem: path for path in (PROJECT_ROOT / "docs/images").glob("*.png")}
+    assert named(picture, "README.md", "docs/study.md") == set(files)
+    assert named(picture, "README.md") == named(r'keep\("(\w+)"\)', "tests/browser/test_ui.py")
+    assert {name for name, file in files.items() if file.stat().st_size >= 400_000} == set()
+
+
 def test_the_readme_names_every_make_target_that_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (PROJECT_ROOT / "Makefile").read_text(), re.M))
     named = set(re.findall(r"\bmake ([a-z-]+)", (PROJECT_ROOT / "README.md").read_text()))

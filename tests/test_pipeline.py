@@ -252,6 +252,10 @@ def test_every_mlflow_run_names_its_dagster_run_asset_and_artifact(
         assert artifact is not None
         assert artifact.mlflow_run_id == run.info.run_id
         assert artifact.dagster_run_id == run.data.tags["dagster_run_id"]
+        described = run.data.tags["mlflow.note.content"]
+        assert f"/runs/{artifact.dagster_run_id})" in described
+        assert f"/assets/{run.data.tags['dagster_asset']})" in described
+        assert artifact.artifact_id in described
 
 
 def test_every_materialisation_links_to_its_mlflow_run(first_run: Any, home: Home) -> None:

@@ -76,10 +76,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Writes a table to stdout, as wide as its text where that is no terminal."""
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for row in rows:
-        # As plain text: an id or a reason may hold brackets, and what a terminal would obey.
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    terminal = Console()
-    terminal.print(table, width=None if terminal.is_terminal else _UNCUT)
+        # As plain text: an id or a reason may hold brackets, and what a terminal would obey. And
+        # folded, not cut: a number without its end is another number.
+        table.add_row(*(Text(printable(cell), overflow="fold") for cell in row))
+    # rich takes a pipe for a terminal of 80 columns.
+    Console(width=None if sys.stdout.isatty() else _UNCUT).print(table)
 
 
 def log_to_terminal() -> None:

@@ -80,7 +80,7 @@ def draw_head_heat_map(
     palette = LinearSegmentedColormap.from_list("cost", [BLUE, "#f7f7f5", RED])
 
     row_height = min(0.27, 6.0 / num_heads)
-    figure, axes = new_figure(9.0, 1.9 + max(1.5, row_height * num_heads))
+    figure, axes = new_figure(8.0, 1.9 + max(1.5, row_height * num_heads))
     axes.pcolormesh(
         np.arange(num_layers + 1) - 0.5,
         np.arange(num_heads + 1) - 0.5,

@@ -82,9 +82,9 @@ def some_figures() -> list[tuple[bytes, tuple[int, int]]]:
     steps = range(1, 1001)
     losses = generator.gamma(9, 0.1, 1000)
     return [
-        (draw_head_heat_map(realistic_heads(), 30, 9), (1080, 519)),
-        (draw_head_heat_map(realistic_heads(6, 8), 6, 8), (1080, 487)),
-        (draw_head_heat_map(realistic_heads(28, 28), 28, 28), (1080, 948)),
+        (draw_head_heat_map(realistic_heads(), 30, 9), (960, 519)),
+        (draw_head_heat_map(realistic_heads(6, 8), 6, 8), (960, 487)),
+        (draw_head_heat_map(realistic_heads(28, 28), 28, 28), (960, 948)),
         (draw_score_histogram(scores, scores[few]), (960, 468)),
         (draw_score_against_length(lengths, scores, -0.9), (960, 528)),
         (draw_score_against_length(lengths[few], scores[few], -0.9), (960, 528)),

@@ -102,6 +102,45 @@ def test_a_run_holds_what_it_was_given_and_how_it_went(
     assert "nothing" not in stored.data.metrics
 
 
+def test_a_run_describes_itself_by_links_to_dagster_and_ids(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tags = {
+        "dagster_run_id": "d-1",
+        "dagster_asset": "study/study_cell",
+        "dagster_partition": "tiny|[0.1](x)",
+        "artifact_id": "study-cell-1",
+        "checkpoint_id": None,
+        "subset_id": "<b>_subset_</b>",
+    }
+
+    def described() -> str:
+        with tracking.run("cell", tags) as run:
+            pass
+        return str(tracking.client().get_run(run.run_id).data.tags["mlflow.note.content"])
+
+    monkeypatch.delenv("CIRCUITSEER_DAGSTER_UI", raising=False)
+    first, empty, *listed = described().splitlines()
+    assert first == (
+        "Made by the [Dagster run](http://127.0.0.1:3000/runs/d-1) of "
+        "[study/study&#95;cell (tiny&#124;&#91;0.1&#93;(x))]"
+        "(http://127.0.0.1:3000/assets/study/study_cell"
+        "?view=partitions&partition=tiny%7C%5B0.1%5D%28x%29)."
+    )
+    assert (empty, listed) == (
+        "",
+        ["- artifact: study-cell-1", "- subset: &#60;b&#62;&#95;subset&#95;&#60;/b&#62;"],
+    )
+    monkeypatch.setenv("CIRCUITSEER_DAGSTER_UI", "https://dagster.example.org/a team/")
+    assert "(https://dagster.example.org/a%20team/runs/d-1)" in described()
+
+
+def test_a_run_that_dagster_has_no_part_in_has_no_description(tracking: Tracking) -> None:
+    with tracking.run("alone", {"artifact_id": "checkpoint-1"}) as run:
+        pass
+    assert "mlflow.note.content" not in tracking.client().get_run(run.run_id).data.tags
+
+
 def test_the_training_set_is_an_input_of_the_run(
     tracking: Tracking, logged: tuple[TrackedRun, str]
 ) -> None:

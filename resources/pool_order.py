@@ -124,8 +124,9 @@ class PoolOrder:
         targets = np.zeros_like(weights)
         if sampling == "pareto":
             targets = target_inclusion(weights, self.num_drawn)
-        limits = {"memory_limit": MEMORY_LIMIT, "temp_directory": tempfile.gettempdir()}
-        with duckdb.connect(config=limits) as connection:
+        with duckdb.connect(
+            config={"memory_limit": MEMORY_LIMIT, "temp_directory": tempfile.gettempdir()}
+        ) as connection:
             connection.register("pool", self.pool.append_column("target", pa.array(targets)))
             # A view takes no parameters; the seed is a number.
             u = RANDOM_NUMBER.replace("$seed", f"'{self.selection.seed:d}'")

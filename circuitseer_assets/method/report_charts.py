@@ -52,10 +52,11 @@ def draw_histogram(pool: Numbers, subset: Numbers, name: str) -> Markup:
         CircuitSeerError: one of the two is empty.
     """
     _refuse_empty(pool=pool, subset=subset)
-    values = np.concatenate([np.asarray(one, dtype=np.float64) for one in (pool, subset)])
+    both = [np.asarray(one, dtype=np.float64) for one in (pool, subset)]
+    values = np.concatenate(both)
     is_log = _spans_a_decade(values)
     edges = _edges(values, is_log)
-    shares = [100 * np.histogram(one, edges)[0] / len(one) for one in (pool, subset)]
+    shares = [100 * np.histogram(one, edges)[0] / len(one) for one in both]
     top = max(float(share.max()) for share in shares)
     x = _Scale(float(edges[0]), float(edges[-1]), _LEFT, WIDTH - _RIGHT, is_log)
     y = _Scale(0.0, top * 1.05, HEIGHT - _BOTTOM, _TOP)
@@ -69,7 +70,7 @@ def draw_histogram(pool: Numbers, subset: Numbers, name: str) -> Markup:
     for b, share in zip(edges[1:], shares[1].tolist(), strict=True):
         steps.append(f"V{y(share):.1f}H{x(b):.1f}")
     line = f'<path class="subset-line" d="{"".join(steps)}V{y(0):.1f}"/>'
-    medians = [float(np.median(one)) for one in (pool, subset)]
+    medians = [float(np.median(one)) for one in both]
     marks = [
         f'<line class="median {kind}" x1="{x(m):.1f}" x2="{x(m):.1f}" y1="{_TOP}" y2="{y(0):.1f}"/>'
         for m, kind in zip(medians, ("of-pool", "of-subset"), strict=True)

@@ -270,7 +270,10 @@ def _lengths(report: Report) -> View:
 def _quantiles(pool: Numbers, subset: Numbers) -> list[tuple[str, list[str]]]:
     return [
         (name, [format_number(float(q)) for q in np.quantile(values, _QUANTILES)])
-        for name, values in (("pool", pool), ("subset", subset))
+        for name, values in (
+            ("pool", np.asarray(pool, dtype=np.float64)),
+            ("subset", np.asarray(subset, dtype=np.float64)),
+        )
     ]
 
 

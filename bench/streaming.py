@@ -137,9 +137,10 @@ def _measure_and_send(num_rows: int, sender: Any) -> None:
 def measure(num_rows: int, folder: Path) -> dict[str, Any]:
     """Returns the seconds of each step, and the memory this process and dbt took at most."""
     _import_everything()
-    from circuitseer_assets.assets import sample_scores as scores_asset
+    from circuitseer_assets.assets import pool_scorer
     from circuitseer_assets.assets.corpus import make_corpus
     from circuitseer_assets.assets.probe_set import make_probe_set_and_pool
+    from circuitseer_assets.assets.sample_scores import make_sample_scores
     from circuitseer_assets.assets.stage import StageRun
     from circuitseer_assets.assets.subset import make_subset
 
@@ -149,7 +150,7 @@ def measure(num_rows: int, folder: Path) -> dict[str, Any]:
     made: dict[str, Artifact] = {}
     run = StageRun(home, home.settings(), made.__getitem__, "a-run")
     watch = Watch(num_rows)
-    with watch.watching(), mock.patch.object(scores_asset, "load_language_model", load_words):
+    with watch.watching(), mock.patch.object(pool_scorer, "load_language_model", load_words):
         with watch.step("corpus"):
             made["corpus"] = make_corpus(run).artifact
         with watch.step("pool"):
@@ -157,7 +158,7 @@ def measure(num_rows: int, folder: Path) -> dict[str, Any]:
         made |= {"probe_set": probes.artifact, "pool": pool.artifact}
         made["head_ranking"] = _plant_ranking(run, probes.artifact)
         with watch.step("scoring"):
-            made["sample_scores"] = scores_asset.make_sample_scores(run).artifact
+            made["sample_scores"] = make_sample_scores(run).artifact
         with watch.step("draw"):
             made["subset"] = make_subset(run).artifact
     with watch.step("marts"):

@@ -497,7 +497,7 @@ def test_a_gap_in_the_lineage_is_named(made: Made) -> None:
     ("arguments", "message"),
     [
         (["subset-none"], "subset-none"),
-        (["--skip", "everything"], "--skip must be one of lineage, "),
+        (["--skip", "everything"], "--skip must be one of release, lineage, "),
         (["--samples", "0"], "--samples must be at least 1, got 0"),
     ],
 )

@@ -11,13 +11,13 @@ READY := .venv/.ready
 CIRCUITSEER := $(BIN)/circuitseer
 # Files of tests side by side, each on one thread: most of them wait on Dagster, not on the model.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # PRESET, CORPUS and EVAL become options only where they are given.
 OVERRIDES := $(if $(PRESET),--preset "$(PRESET)") $(if $(CORPUS),--corpus "$(CORPUS)") \
 	$(if $(EVAL),--eval "$(EVAL)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run plan sweep study dev bench test test-long screenshots check lint types contracts sql audit dbt format lock
+.PHONY: help setup demo run plan sweep study dev bench test test-long test-all screenshots check lint types contracts sql audit dbt format lock
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ test: $(READY)  ## the tests, without the long ones
 
 test-long: $(READY)  ## the tests that take minutes
 	$(PYTEST) -m long --durations 15
+
+test-all: $(READY)  ## both, in one session, whose homes they share
+	$(PYTEST) --durations 15
 
 screenshots: $(READY)  ## take the pictures of the README anew; needs Chromium
 	SCREENSHOTS=docs/images $(BIN)/pytest -q tests/browser/test_ui.py

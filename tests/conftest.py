@@ -101,6 +101,12 @@ def tell(request: pytest.FixtureRequest) -> Callable[..., None]:
     return add
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with long tests first, or one worker would be left with one while others idle."""
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Prints what tests told, a table each."""
     tables: dict[str, list[list[str]]] = {}

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 from trl.trainer.sft_trainer import SFTTrainer
 
 
@@ -32,6 +33,21 @@ class WholeBatches(Sampler[int]):
         return len(self._rows) + len(self._fill)
 
 
+class OrderOfTheEpoch(TrainerCallback):
+    """Tells the order which epoch begins.
+
+    The loaders tell it, too, but not where they skip what an interrupted epoch had trained on:
+    what skips and what shares out, one around the other, hide the order from them.
+    """
+
+    def __init__(self, order: WholeBatches) -> None:
+        self._order = order
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Sets the epoch, of which a part may be done already."""
+        self._order.set_epoch(int(state.epoch))
+
+
 class SharedTrainer(SFTTrainer):
     """TRL's trainer, which shares every batch out among the processes as it stands.
 
@@ -43,6 +59,7 @@ class SharedTrainer(SFTTrainer):
         rows: Any = self.train_dataset
         num_fill = -len(rows) % (self.args.train_batch_size * self.args.world_size)
         self._order = WholeBatches(len(rows), num_fill, self.args.data_seed or 0)
+        self.add_callback(OrderOfTheEpoch(self._order))
         if num_fill:
             # Only now: the trainer drops rows without a loss from what it is given.
             empty = {"input_ids": rows[0]["input_ids"][:1], "labels": [-100]}

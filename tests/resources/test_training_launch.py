@@ -27,8 +27,9 @@ from resources.training_launch import train_in_own_process
 from resources.training_process import choose_gpu
 from tests.conftest import small_settings
 
-# An epoch of 21 samples in batches of 8 ends with one of 5, which two processes cannot halve.
-NUM_SAMPLES, NUM_STEPS, SAVE_STEPS = 21, 12, 2
+# An epoch of 21 samples in batches of 8 ends with one of 5, which two processes cannot halve. All
+# that is saved before the end is saved in the midst of an epoch, and not of the first.
+NUM_SAMPLES, NUM_STEPS, SAVE_STEPS = 21, 12, 4
 LOSS_TOLERANCE = 1e-4  # relative, of every step
 TWO = {"num_processes": 2}
 

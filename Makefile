@@ -9,8 +9,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 BIN := .venv/bin
 READY := .venv/.ready
 CIRCUITSEER := $(BIN)/circuitseer
-# Files of tests side by side, each on one thread: most of them wait on Dagster, not on the model.
-WORKERS ?= 2
+# Files of tests side by side, each on one thread: on two cores a third fills in while one waits.
+WORKERS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # PRESET, CORPUS and EVAL become options only where they are given.
 OVERRIDES := $(if $(PRESET),--preset "$(PRESET)") $(if $(CORPUS),--corpus "$(CORPUS)") \
@@ -51,7 +51,7 @@ study: $(READY)  ## compare ways to select: PRESET=tiny|smollm2, STUDY=full for 
 dev: $(READY)  ## start the Dagster UI (127.0.0.1:3000) and the MLflow UI (127.0.0.1:5000)
 	@$(CIRCUITSEER) dev $(if $(PRESET),--preset "$(PRESET)")
 
-bench: $(READY)  ## every measurement, about an hour; writes bench/RESULTS.md
+bench: $(READY)  ## every measurement with a bar, two hours; writes bench/RESULTS.md
 	$(BIN)/python -m bench.run_all
 
 test: $(READY)  ## the tests, without the long ones

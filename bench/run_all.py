@@ -1,4 +1,4 @@
-"""Runs every measurement, one after the other, and writes what came out to bench/RESULTS.md.
+"""Runs every measurement with a bar, one after the other, and writes bench/RESULTS.md.
 
 python -m bench.run_all
 """
@@ -115,8 +115,8 @@ def format_report(results: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str:
     lines = [
         "# What the measurements gave",
         "",
-        "Written by `make bench`. Both sides of every ratio were timed in one run, turn about; the",
-        "figures are medians. What a program measures stands at its head, in `bench/`.",
+        "Written by `make bench`. Where two ways are compared, both were timed in one run, turn",
+        "about, and the medians are given. What else is measured stands at a program's head.",
         "",
         "| program | figure | measured | bar | |",
         "|---|---|---|---|---|",

@@ -8,15 +8,9 @@ Every reading is taken by every set of heads: those whose ablation costs most on
 (`delta`), those that cost more there than on plain prose (`specific`), those that cost most on the
 prose (`prose`), on the first tokens of the probes' responses (`first_tokens`) or on all tokens
 after these (`later_tokens`), and all; and, for comparison, by random sets with as many heads of
-each layer. Such a set may have heads in common with the chosen one, for without them a layer that
-is mostly chosen would have none like it; it is never the chosen set, and no two are the same, in
-one half or across halves: where there are fewer than 100 a half, all are taken. Each is correlated
-(Spearman) with the prompt's length and, with length held fixed, with the number of solution steps,
-the loss of the solution, and whether the model fails the problem.
-
-Half of the problems are looked at, half confirm: what lies 2 standard deviations outside the random
-sets in the first half is a candidate, and is confirmed where it does so on the same side in the
-second half, Holm-adjusted over the candidates.
+each layer (`bench.random_head_sets`). Each is correlated with the prompt's length and, with length
+held fixed, with the number of solution steps, the loss of the solution, and whether the model fails
+the problem. Half of the problems are looked at, half confirm (`bench.reading_correlations`).
 
 The embedded model answers every problem. A model that takes hours to answers so many that it is
 known how often it fails: where it nearly always does, there is nothing to correlate with.
@@ -26,8 +20,7 @@ import argparse
 import json
 import re
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +32,13 @@ from scipy import stats
 from bench.attention_readings import Floats, read_problems_by
 from bench.measure import log, print_result, start_logging
 from bench.models import MODELS, load_model, preset_settings
+from bench.random_head_sets import (
+    count_random_sets,
+    list_sets,
+    overlap_of_random_sets,
+    unique_sets,
+)
+from bench.reading_correlations import compare, confirm, format_tables
 from circuitseer_assets.method.composition import count_steps
 from circuitseer_assets.method.corpus import curate_rows
 from circuitseer_assets.method.head_effects import Laboratory, Measured, Progress, make_laboratory
@@ -58,13 +58,6 @@ from resources.language_model import LanguageModel
 NUM_PROBES = {"tiny": 192, "smollm2": 12}
 FRACTIONS = {"tiny": 0.125, "smollm2": 0.05}
 NUM_FIRST_TOKENS = 8
-NUM_RANDOM_SETS = 100
-MIN_RANDOM_SETS = 10  # a layer that is nearly all chosen has no more
-# Draws without a set that was not drawn before: then there are hardly any left.
-MAX_REPEATS = 200
-PARTS = ("look", "confirm")
-LOOK_Z = 2.0
-LEVEL = 0.05
 MAX_ANSWERED = {"tiny": None, "smollm2": 128}
 MAX_NEW_TOKENS = {"tiny": 96, "smollm2": 256}
 MAX_BATCH_TOKENS = ExecutionSettings().max_batch_tokens
@@ -299,221 +292,6 @@ def _measure(laboratory: Laboratory, texts: Sequence[TokenizedText]) -> Measured
             log.info("ablations: %d of %d", done, total)
 
     return laboratory.measure(texts, everyone, Progress(report, len(everyone) * len(texts)))
-
-
-def unique_sets(sets: Mapping[str, Sequence[HeadId]]) -> dict[str, Sequence[HeadId]]:
-    """Returns the sets without those that an earlier one equals."""
-    found: dict[str, Sequence[HeadId]] = {}
-    for name, heads in sets.items():
-        if all(set(heads) != set(other) for other in found.values()):
-            found[name] = heads
-    return found
-
-
-def list_sets(
-    sets: Mapping[str, Sequence[HeadId]], model: LanguageModel
-) -> tuple[list[str], Floats]:
-    """Returns the sets' names, random ones included, and who is in them, (S, heads), rows sum 1.
-
-    Each half of the problems has random sets of its own: `NAME:look0`, `NAME:confirm0` and so on.
-    """
-    config = model.model.config
-    num_layers, num_heads = config.num_hidden_layers, config.num_attention_heads
-    names, rows = [], []
-    for name, heads in sets.items():
-        names.append(name)
-        rows.append(_row(heads, num_layers, num_heads))
-        if name == "all":
-            continue
-        drawn = draw_distinct_sets(heads, num_heads)
-        for i, others in enumerate(drawn):
-            names.append(f"{name}:{PARTS[i % 2]}{i // 2}")
-            rows.append(_row(others, num_layers, num_heads))
-    return names, np.stack(rows)
-
-
-def draw_distinct_sets(heads: Sequence[HeadId], num_heads: int) -> list[Sequence[HeadId]]:
-    """Returns different sets with as many heads of each layer, 2 x NUM_RANDOM_SETS if there are.
-
-    The given set is none of them, though they may have heads in common with it.
-
-    Raises:
-        ValueError: so few are found that their spread would be a guess.
-    """
-    generator = np.random.default_rng(0)
-    num_by_layer = Counter(head.layer for head in heads)
-    found: dict[frozenset[HeadId], Sequence[HeadId]] = {}
-    repeats = 0
-    while len(found) < 2 * NUM_RANDOM_SETS and repeats < MAX_REPEATS:
-        drawn = [
-            HeadId(layer, int(head))
-            for layer, count in num_by_layer.items()
-            for head in generator.choice(num_heads, size=count, replace=False)
-        ]
-        is_known = frozenset(drawn) in found or frozenset(drawn) == frozenset(heads)
-        repeats = repeats + 1 if is_known else 0
-        if not is_known:
-            found[frozenset(drawn)] = drawn
-    if len(found) < 2 * MIN_RANDOM_SETS:
-        raise ValueError(
-            f"{len(heads)} heads must leave {2 * MIN_RANDOM_SETS} other sets with as many heads of "
-            f"each layer, they leave {len(found)}; rank a smaller share of the heads"
-        )
-    return list(found.values())
-
-
-def count_random_sets(names: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Returns by set how many random sets each half has."""
-    return {
-        name: {part: sum(other.startswith(f"{name}:{part}") for other in names) for part in PARTS}
-        for name in names
-        if ":" not in name and name != "all"
-    }
-
-
-def overlap_of_random_sets(names: Sequence[str], membership: Floats) -> dict[str, float]:
-    """Returns by set the mean Jaccard overlap of its random sets with each other."""
-    found = {}
-    for name in (name for name in names if ":" not in name and name != "all"):
-        like = [i for i, other in enumerate(names) if other.startswith(f"{name}:")]
-        members = membership[like] > 0
-        shared = (members[:, None] & members[None]).sum(-1)
-        either = (members[:, None] | members[None]).sum(-1)
-        of_pairs = (shared / either)[np.triu_indices(len(like), 1)]
-        found[name] = float(of_pairs.mean())
-    return found
-
-
-def _row(heads: Sequence[HeadId], num_layers: int, num_heads: int) -> Floats:
-    row = np.zeros(num_layers * num_heads)
-    row[[head.layer * num_heads + head.head for head in heads]] = 1 / len(heads)
-    return row
-
-
-# correlations -------------------------------------------------------------------------------------
-
-
-def compare(
-    reading: str,
-    scores: Floats,
-    names: Sequence[str],
-    targets: Mapping[str, Floats],
-    half: int,
-) -> Iterator[dict[str, Any]]:
-    """Returns a row a set and target: correlations on both halves, and where random sets lie."""
-    halves = dict(zip(PARTS, (slice(0, half), slice(half, None)), strict=True))
-    length = targets["length"]
-    for target, wanted in targets.items():
-        found = {
-            part: np.array(
-                [
-                    partial_spearman(
-                        row[of], wanted[of], None if target == "length" else length[of]
-                    )
-                    for row in scores
-                ]
-            )
-            for part, of in halves.items()
-        }
-        for i, name in enumerate(names):
-            if ":" in name:
-                continue
-            row: dict[str, Any] = {"reading": reading, "heads": name, "target": target}
-            for part, values in found.items():
-                row[part] = float(values[i])
-                like = [j for j, other in enumerate(names) if other.startswith(f"{name}:{part}")]
-                if like:
-                    row[f"random_{part}"] = float(values[like].mean())
-                    row[f"random_sd_{part}"] = float(values[like].std(ddof=1))
-                    row[f"z_{part}"] = (row[part] - row[f"random_{part}"]) / max(
-                        row[f"random_sd_{part}"], 1e-12
-                    )
-                    row[f"num_random_{part}"] = len(like)
-            yield row
-
-
-def partial_spearman(values: Floats, wanted: Floats, fixed: Floats | None) -> float:
-    """Returns Spearman's correlation without what the ranks of `fixed`, and their squares, say."""
-    ranks = [stats.rankdata(values), stats.rankdata(wanted)]
-    if fixed is not None:
-        of_fixed = stats.zscore(stats.rankdata(fixed))
-        design = np.stack([np.ones_like(of_fixed), of_fixed, of_fixed**2], axis=1)
-        ranks = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranks]
-    if min(np.ptp(r) for r in ranks) < 1e-9:
-        return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def confirm(rows: Sequence[dict[str, Any]]) -> None:
-    """Says of every row whether it is a candidate by the first half, confirmed by the second."""
-    for row in rows:
-        row["is_candidate"] = row["is_confirmed"] = False
-    candidates = [
-        row
-        for row in rows
-        # The set of all heads has no random sets like it to lie outside of.
-        if row["target"] != "length" and row["heads"] != "all" and abs(row["z_look"]) >= LOOK_Z
-    ]
-    p_values = [_p_of_one_more(row) for row in candidates]
-    order = np.argsort(p_values, kind="stable")
-    still = True
-    for rank, i in enumerate(order):
-        still = still and p_values[i] * (len(order) - rank) <= LEVEL
-        candidates[i].update(is_candidate=True, p_confirm=p_values[i], is_confirmed=bool(still))
-
-
-def _p_of_one_more(row: Mapping[str, Any]) -> float:
-    """Returns the one-sided p-value that the chosen set is one more draw like the random ones.
-
-    Their mean and their spread are both estimates, from as many sets as there were.
-    """
-    number = row["num_random_confirm"]
-    z = row["z_confirm"] * np.sign(row["z_look"]) / np.sqrt(1 + 1 / number)
-    return float(stats.t.sf(z, df=number - 1))
-
-
-# tables -------------------------------------------------------------------------------------------
-
-
-def format_tables(result: Mapping[str, Any]) -> str:
-    """Returns a Markdown table a set of heads: readings down, targets across.
-
-    A cell has the correlation in both halves and, but for all heads, how many standard deviations
-    it lies from those of the random sets; confirmed ones are bold.
-    """
-    rows = result["rows"]
-    targets = list(dict.fromkeys(row["target"] for row in rows))
-    lines = []
-    for heads in dict.fromkeys(row["heads"] for row in rows):
-        lines += [f"{SETS[heads]}:", "", "| reading | " + " | ".join(targets) + " |"]
-        lines.append("|---|" + "---|" * len(targets))
-        for reading in dict.fromkeys(row["reading"] for row in rows):
-            found = {
-                row["target"]: row
-                for row in rows
-                if (row["reading"], row["heads"]) == (reading, heads)
-            }
-            cells = [_format_cell(found[target]) for target in targets]
-            lines.append(f"| `{reading}` | " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-SETS = {
-    "delta": "Heads that cost most on the probes",
-    "specific": "Heads that cost more on the probes than on prose",
-    "prose": "Heads that cost most on prose",
-    "first_tokens": "Heads that cost most on the first tokens of the probes' responses",
-    "later_tokens": "Heads that cost most on the later tokens of the probes' responses",
-    "all": "All heads",
-}
-
-
-def _format_cell(row: Mapping[str, Any]) -> str:
-    text = f"{row['look']:+.2f}, {row['confirm']:+.2f}"
-    if "z_look" in row:
-        text += f" (z {row['z_look']:+.1f}, {row['z_confirm']:+.1f})"
-    return f"**{text}**" if row["is_confirmed"] else text
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The jobs: corpus to subset, subset to evaluation, everything; and a sweep's two halves."""
+"""The jobs: corpus to subset, subset to evaluation, everything."""
 
 import dagster as dg
 

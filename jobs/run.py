@@ -15,6 +15,7 @@ from circuitseer_assets.redaction import RedactedStream
 from jobs.observe_settings import find_changed_slices
 from resources.dead_runs import process_tags
 from resources.home import Home
+from resources.interruptions import interruptions_kept
 
 Metadata = Mapping[str, Mapping[str, Any]]
 _INTERRUPTION = "DagsterExecutionInterruptedError"
@@ -74,7 +75,11 @@ def run_job(
     """
     home.set_environment()
     started, run_id = time.monotonic(), str(uuid.uuid4())
-    with _libraries_quiet(home.folder / "last_run.log"), dg.DagsterInstance.get() as instance:
+    with (
+        _libraries_quiet(home.folder / "last_run.log"),
+        interruptions_kept(_INTERRUPTION),
+        dg.DagsterInstance.get() as instance,
+    ):
         result = defs.resolve_job_def(job).execute_in_process(
             instance=instance,
             partition_key=partition,

@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
         "max_length": 512,
     },
     "evaluation": {"tasks": ["word_problems"], "max_new_tokens": 64, "batch_size": 24},
-    # A process imports for longer than this trains; tests/test_training.py starts some.
+    # A process imports for longer than this trains; test_training_launch.py starts some.
     "execution": {"training": {"own_process": False}},
 }
 

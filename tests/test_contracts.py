@@ -18,11 +18,17 @@ def test_imports_go_one_way_and_the_method_names_no_service() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+DOCUMENTS = """
+    README.md CONTRIBUTING.md CHANGELOG.md deploy/README.md docs/ENGINE.md docs/study.md
+    models/tiny/README.md
+"""
+
+
+@pytest.mark.parametrize("document", DOCUMENTS.split())
 def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
-    text = (PROJECT_ROOT / document).read_text()
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
-        assert (PROJECT_ROOT / target).exists(), target
+    path = PROJECT_ROOT / document
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
 
 
 def test_every_picture_is_small_and_shown_and_those_of_the_readme_are_taken_anew() -> None:

@@ -25,6 +25,7 @@ from tests.conftest import small_settings, write_settings
 pytestmark = pytest.mark.long
 
 SHARD_SAMPLES, SAVE_STEPS = 16, 4
+NUM_STEPS = small_settings()["training"]["max_steps"]
 NUM_STAGE_KILLS, NUM_RUN_KILLS = 32, 8
 # Their content names the run that made them; that of every other stage is the same after a kill.
 TELL_THE_RUN = ("checkpoint", "audit")
@@ -88,6 +89,11 @@ def assert_nothing_is_left_behind(home: Home) -> None:
     experiment = client.get_experiment_by_name(tracking.experiment)
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+    for checkpoint_id in home.warehouse.models_of_checkpoints():
+        made_by = home.warehouse.find_artifact(checkpoint_id).mlflow_run_id
+        losses = client.get_metric_history(made_by, "loss")
+        # Also those that an earlier attempt had reported.
+        assert {loss.step for loss in losses} == set(range(1, NUM_STEPS + 1))
     models = client.search_logged_models([experiment.experiment_id])
     known = set(home.warehouse.models_of_checkpoints().values())
     assert {model.model_id for model in models} == known

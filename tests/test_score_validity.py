@@ -10,19 +10,18 @@ from scipy import stats
 
 from bench.attention_readings import OF_HEADS, OF_PROFILE, read_problems_by
 from bench.models import load_model
+from bench.random_head_sets import (
+    count_random_sets,
+    draw_distinct_sets,
+    list_sets,
+    unique_sets,
+)
+from bench.reading_correlations import compare, confirm, format_tables, partial_spearman
 from bench.score_validity import (
     NUM_FIRST_TOKENS,
-    compare,
-    confirm,
-    count_random_sets,
     cut,
-    draw_distinct_sets,
     effects_on_later_tokens,
-    format_tables,
-    list_sets,
     overlap_of_disjoint_probes,
-    partial_spearman,
-    unique_sets,
 )
 from circuitseer_assets.method.corpus import sample_from_texts
 from circuitseer_assets.method.head_effects import Progress, make_laboratory

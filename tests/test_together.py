@@ -40,8 +40,7 @@ from resources.home import Home
 home = Home.prepared(Path(sys.argv[1]))
 defs = make_definitions(home)
 reports = dg.AssetSelection.groups(REPORTS_GROUP).resolve(asset_graph_of(defs))
-for _ in range(2):
-    run_job(defs, home, assets=reports)
+run_job(defs, home, assets=reports)
 """
 
 

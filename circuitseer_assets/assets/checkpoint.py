@@ -90,14 +90,14 @@ def _train_and_log(run: StageRun, subset: Artifact, checkpoint_id: str, folder: 
     # The work folder outlives a killed run: training goes on from its last trainer checkpoint.
     work = run.work_folder(checkpoint_id)
     members = run.folder(subset) / "subset_members.parquet"
-    with run.tracked(checkpoint_id, tags) as tracked:
-        tracked.log_params({"training": run.settings.slice("training")})
-        log_training_set(
-            tracked, members, subset_id=subset.artifact_id, data_version=subset.data_version
-        )
-        fine_tuning, model_use = _fine_tune(run, subset, members, work, tracked)
-        uri = tracked.log_checkpoint(work / "model", tags=tags)
-        made = _describe(run, subset, checkpoint_id, fine_tuning, uri, work / "model", folder)
+    tracked = run.track(checkpoint_id, tags)
+    tracked.log_params({"training": run.settings.slice("training")})
+    log_training_set(
+        tracked, members, subset_id=subset.artifact_id, data_version=subset.data_version
+    )
+    fine_tuning, model_use = _fine_tune(run, subset, members, work, tracked)
+    uri = tracked.log_checkpoint(work / "model", tags=tags)
+    made = _describe(run, subset, checkpoint_id, fine_tuning, uri, work / "model", folder)
     return Made(**made, mlflow_run_id=tracked.run_id, model_use=model_use)
 
 
@@ -111,16 +111,23 @@ def _fine_tune(
     samples = list(read_samples(corpus, sample_ids=wanted))
     progress = run.progress("checkpoint, optimiser steps")
     total = count_steps(len(samples), run.settings.training)
+    reported = set()
 
     def report(step: int, metrics: Mapping[str, float]) -> None:
         tracked.log_metrics(step, metrics)
+        reported.add(step)
         progress(step, total)
 
     if run.context is not None and _has_own_process(run):
-        return train_in_own_process(
+        fine_tuning, model_use = train_in_own_process(
             run.context, run.settings, samples, work=work, models=run.home.models, report=report
         )
-    return _fine_tune_here(run, samples, work, report)
+    else:
+        fine_tuning, model_use = _fine_tune_here(run, samples, work, report)
+    for step, loss in fine_tuning.losses:
+        if step not in reported:  # but by an earlier attempt, to a run that came to nothing
+            tracked.log_metrics(step, {"loss": loss})
+    return fine_tuning, model_use
 
 
 def _has_own_process(run: StageRun) -> bool:

@@ -120,10 +120,10 @@ def _evaluate_model(
 
     def ask(folder: Path) -> Made:
         tags = {**run.mlflow_tags(evaluation_id), "checkpoint_id": ids[0] if ids else None}
-        with run.tracked(evaluation_id, tags) as tracked:
-            _log_question(run, tracked, parents)
-            made = answer(folder)
-            _log_answers(run, tracked, folder)
+        tracked = run.track(evaluation_id, tags)
+        _log_question(run, tracked, parents)
+        made = answer(folder)
+        _log_answers(run, tracked, folder)
         return replace(made, mlflow_run_id=tracked.run_id)
 
     def answer(folder: Path) -> Made:

@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from resources.home import Home
 from resources.processes import one_at_a_time
 from resources.record_rows import artifact_cost_rows, artifact_evidence_rows
 from resources.tracking import TrackedRun
-from resources.tracking_recovery import PROCESS_TAG, end_abandoned, process_tag
+from resources.tracking_recovery import PROCESS_TAG, end_abandoned, end_recorded, process_tag
 from resources.warehouse_rows import FileRows
 
 SUMMARY_FILE = "summary.json"
@@ -92,6 +92,7 @@ class StageRun:
     partition: str | None = None
     own_keys: Mapping[str, dg.AssetKey] = field(default_factory=dict)
     context: dg.AssetExecutionContext | None = None
+    _until_recorded: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @classmethod
     def of(cls, context: dg.AssetExecutionContext, home: Home, *slices: str) -> "StageRun":
@@ -216,9 +217,11 @@ class StageRun:
             return found if found and (still_whole is None or still_whole(found.folder)) else None
 
         if found := find():
+            if self.dagster_run_id is not None and found.artifact.mlflow_run_id is not None:
+                end_recorded(self.home.tracking(), found.artifact.mlflow_run_id)
             return found
         self.stop_if_planned(artifact_id)
-        with one_at_a_time(self.home.lock_file(artifact_id), artifact_id):
+        with one_at_a_time(self.home.lock_file(artifact_id), artifact_id), self._until_recorded:
             # Whoever was at work on it before may have made it meanwhile.
             return find() or self._make(stage, artifact_id, identity, ids, make, code_version)
 
@@ -278,18 +281,18 @@ class StageRun:
             "artifact_id": artifact_id,
         }
 
-    @contextlib.contextmanager
-    def tracked(
+    def track(
         self, artifact_id: str, tags: Mapping[str, str | None], *, name: str | None = None
-    ) -> Iterator[TrackedRun]:
-        """Returns a context with an MLflow run in which an artifact is made.
+    ) -> TrackedRun:
+        """Returns an MLflow run in which an artifact is made; it ends when that is recorded.
 
-        Runs that were making it when their process died are ended first.
+        Not before: whatever dies meanwhile leaves a run that is seen to have come to nothing. Those
+        of earlier attempts are ended first.
         """
         tracking = self.home.tracking()
         end_abandoned(tracking, artifact_id)
-        with tracking.run(name or artifact_id, {**tags, PROCESS_TAG: process_tag()}) as run:
-            yield run
+        run = tracking.run(name or artifact_id, {**tags, PROCESS_TAG: process_tag()})
+        return self._until_recorded.enter_context(run)
 
     def stop_if_planned(self, artifact_id: str) -> None:
         """Returns if the stage is at work.

@@ -213,8 +213,8 @@ def _log(run: StageRun, cell_id: str, row: dict[str, Any]) -> str:
     uri = load_checkpoint(run.folder(run.parent("checkpoint")))["mlflow_model_uri"]
     tags = {**run.mlflow_tags(cell_id), "mlflow_model_uri": uri}
     numbers = {name: float(v) for name, v in row.items() if isinstance(v, int | float)}
-    with run.tracked(cell_id, tags, name=f"{row['method']}-{row['seed']}") as tracked:
-        tracked.log_params({name: v for name, v in row.items() if isinstance(v, str)})
-        tracked.log_metrics(0, numbers)
-        log_model_input(tracked, uri)
+    tracked = run.track(cell_id, tags, name=f"{row['method']}-{row['seed']}")
+    tracked.log_params({name: v for name, v in row.items() if isinstance(v, str)})
+    tracked.log_metrics(0, numbers)
+    log_model_input(tracked, uri)
     return tracked.run_id

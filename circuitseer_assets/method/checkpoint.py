@@ -128,10 +128,10 @@ def _train(trainer: SFTTrainer, checkpoint: str | None) -> None:
 
 
 def _last_whole_checkpoint(folder: Path, identity: str) -> str | None:
-    """Returns the newest finished trainer checkpoint, after clearing away all that cannot be used.
+    """Returns the newest finished trainer checkpoint, after clearing away every other one.
 
-    A checkpoint of another training (other settings, rows or weights), or one whose writing was
-    interrupted, is removed.
+    One may be of another training (other settings, rows or weights), another's writing may have
+    been interrupted, or the removal of an older one, which then is torn and still marked as whole.
     """
     stamp = folder / "identity"
     if not stamp.is_file() or stamp.read_text() != identity:
@@ -146,6 +146,9 @@ def _last_whole_checkpoint(folder: Path, identity: str) -> str | None:
         else:
             shutil.rmtree(checkpoint)
     newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    for older in whole:
+        if older != newest:
+            shutil.rmtree(older)
     return None if newest is None else str(newest)
 
 
@@ -164,6 +167,8 @@ def _save(
         # Merged in float32: in bfloat16 a small update of a large weight would be rounded away.
         model = model.float().merge_and_unload()
     model.to(dtype=torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32)
+    # Of whatever training was here before: its losses must not stand beside another's weights.
+    (folder.parent / _RESULT).unlink(missing_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)

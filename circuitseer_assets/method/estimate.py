@@ -14,7 +14,7 @@ from circuitseer_assets.settings import Settings
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 _UTILISATION = 0.4
 _BANDWIDTH_USED = 0.6
-# Of the heads still in the race after each of its rounds; measured on SmolLM2 (docs/ENGINE.md).
+# Of the heads still in the race after each of its rounds; measured on SmolLM2.
 _STILL_RACING = (1.0, 0.35, 0.2, 0.13, 0.1)
 # Nothing above the deepest chosen head is run to score; that of SmolLM2 lies there.
 _DEEPEST = 0.8

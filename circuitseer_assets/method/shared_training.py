@@ -12,7 +12,8 @@ from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
-from trl.trainer.sft_trainer import SFTTrainer
+
+from circuitseer_assets.method.resumable_trainer import ResumableTrainer
 
 
 class WholeBatches(Sampler[int]):
@@ -48,8 +49,8 @@ class OrderOfTheEpoch(TrainerCallback):
         self._order.set_epoch(int(state.epoch))
 
 
-class SharedTrainer(SFTTrainer):
-    """TRL's trainer, which shares every batch out among the processes as it stands.
+class SharedTrainer(ResumableTrainer):
+    """A trainer that shares every batch out among the processes as it stands.
 
     Inherited from because the order of the rows is a method's to say.
     """

@@ -23,6 +23,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from circuitseer_assets.errors import ModelError
+from circuitseer_assets.method.resumable_trainer import ResumableTrainer
 from circuitseer_assets.method.shared_training import SharedTrainer
 from circuitseer_assets.method.training_rows import TrainingRow
 from circuitseer_assets.settings import Lora, TrainingPlacement, TrainingSettings
@@ -95,7 +96,7 @@ def build_trainer(
             f"{placement.num_processes} for {arguments.world_size}; train in a run of the graph, "
             f"which starts them"
         )
-    trainer_class = SFTTrainer if placement.num_processes == 1 else SharedTrainer
+    trainer_class = ResumableTrainer if placement.num_processes == 1 else SharedTrainer
     trainer = trainer_class(
         model=model,
         args=arguments,

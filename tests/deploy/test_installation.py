@@ -108,7 +108,7 @@ def keep_secrets(folder: Path) -> None:
     commands = [
         line.strip()
         for line in (DEPLOY / "README.md").read_text().splitlines()
-        if line.startswith("    openssl ")
+        if line.strip().startswith("openssl ")
     ]
     assert len(commands) == 2
     environment = {"PATH": os.environ["PATH"], "LOGIN": LOGIN[0], "PASSWORD": LOGIN[1], **NAMES}

@@ -375,20 +375,38 @@ def test_a_torn_trainer_checkpoint_is_not_resumed_from(
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_a_training_killed_while_it_saves_repeats_no_step(
-    train: Callable[..., FineTuning], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_steps", [1, 5, 6])  # an epoch has six
+def test_a_training_killed_while_it_saves_repeats_no_step_and_takes_no_other(
+    train: Callable[..., FineTuning],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    max_steps: int,
 ) -> None:
     def killed(*_: Any) -> None:
         raise Killed
 
-    whole = train(tmp_path / "whole", save_interval_steps=4)
+    whole = train(tmp_path / "whole", save_interval_steps=4, max_steps=max_steps)
     with monkeypatch.context() as patch:
         patch.setattr("circuitseer_assets.method.checkpoint._save", killed)
         with pytest.raises(Killed):
-            train(tmp_path / "killed", save_interval_steps=4)
-    resumed = train(tmp_path / "killed", save_interval_steps=4, report=kill_at(6))
+            train(tmp_path / "killed", save_interval_steps=4, max_steps=max_steps)
+    resumed = train(tmp_path / "killed", save_interval_steps=4, max_steps=max_steps, report=killed)
     assert resumed.losses == whole.losses
+    assert resumed.num_steps == max_steps
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_only_the_checkpoint_that_is_resumed_from_is_kept(
+    train: Callable[..., FineTuning], tmp_path: Path
+) -> None:
+    """An older one may be half removed, and no longer be whole though it is marked so."""
+    with pytest.raises(Killed):
+        train(tmp_path, save_interval_steps=2, report=kill_at(5))
+    kept = tmp_path / "trainer"
+    assert {path.name for path in kept.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    with pytest.raises(Killed):
+        train(tmp_path, save_interval_steps=2, report=kill_at(5))
+    assert {path.name for path in kept.glob("checkpoint-*")} == {"checkpoint-4"}
 
 
 def test_another_training_does_not_resume_from_this_one(

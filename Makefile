@@ -9,8 +9,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 BIN := .venv/bin
 READY := .venv/.ready
 CIRCUITSEER := $(BIN)/circuitseer
-# Files of tests side by side, each on one thread: on two cores a third fills in while one waits.
-WORKERS ?= 3
+# Files of tests side by side, each on one thread; on two cores a third makes them no faster.
+WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # PRESET, CORPUS and EVAL become options only where they are given.
 OVERRIDES := $(if $(PRESET),--preset "$(PRESET)") $(if $(CORPUS),--corpus "$(CORPUS)") \

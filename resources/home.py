@@ -151,6 +151,8 @@ class Home(dg.ConfigurableResource):  # type: ignore[type-arg]
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # Its server would start half a dozen processes for jobs that nothing here asks for.
+        os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 
 
 def _configure_dagster(dagster_home: Path) -> None:

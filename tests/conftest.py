@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
     },
     "training": {
         # Several passes over the small subset, so that the loss surely falls.
-        "max_steps": 20,
+        "max_steps": 12,
         "learning_rate": 5.0e-4,
         "batch_size": 8,
         "max_length": 512,

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ import circuitseer_assets.method.evaluation
 import circuitseer_assets.method.head_ranking
 import circuitseer_assets.method.sample_scores
 from circuitseer_assets.assets.stage import StageRun
+from circuitseer_assets.method.trainer import Report
 from circuitseer_assets.records import Artifact
 from jobs.plan import STEPS
 from resources.home import Home
 from resources.journal import FileJournal
-from resources.tracking import TrackedRun
 
 
 class Log:
@@ -55,7 +56,8 @@ def make_stages(home: Home, log: Log, number: int) -> None:
 
 def count_work(log: Log) -> None:
     score_samples = circuitseer_assets.method.sample_scores.score_samples
-    set_item, log_metrics = FileJournal.__setitem__, TrackedRun.log_metrics
+    fine_tune = circuitseer_assets.method.checkpoint.fine_tune
+    set_item = FileJournal.__setitem__
 
     def score_and_log(*args: Any, **kwargs: Any) -> Any:
         for result in score_samples(*args, **kwargs):
@@ -66,14 +68,16 @@ def count_work(log: Log) -> None:
         set_item(journal, name, values)
         log.add("ablated", name.replace(" ", "_"))
 
-    def log_step(run: TrackedRun, step: int, metrics: Any) -> None:
-        log_metrics(run, step, metrics)
-        if step:
+    def tune_and_log(*args: Any, report: Report, **kwargs: Any) -> Any:
+        def report_and_log(step: int, metrics: Mapping[str, float]) -> None:
+            report(step, metrics)
             log.add("stepped", step)
+
+        return fine_tune(*args, report=report_and_log, **kwargs)
 
     circuitseer_assets.method.sample_scores.score_samples = score_and_log
     FileJournal.__setitem__ = set_and_log  # type: ignore[method-assign]
-    TrackedRun.log_metrics = log_step  # type: ignore[method-assign]
+    circuitseer_assets.method.checkpoint.fine_tune = tune_and_log
 
 
 def fork(home: Home, log: Log, number: int) -> int:

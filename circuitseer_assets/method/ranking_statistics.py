@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import scipy  # its parts load when they are used, and Dagster imports this often
 from numpy.typing import NDArray
-from scipy import stats
 
 from circuitseer_assets.errors import SettingsError
 
@@ -163,7 +163,7 @@ def t_interval(values: FloatArray, *, level: float = 0.95) -> tuple[float, float
     if count < 2:
         return math.nan, math.nan, math.nan
     mean, stderr = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(count)
-    reach = float(stats.t.ppf(0.5 + level / 2, count - 1)) * stderr
+    reach = float(scipy.stats.t.ppf(0.5 + level / 2, count - 1)) * stderr
     return stderr, mean - reach, mean + reach
 
 
@@ -173,7 +173,7 @@ def paired_t_p_value(differences: FloatArray) -> float:
     if spread == 0:
         return 0.0 if mean > 0 else 1.0
     statistic = mean / (spread / math.sqrt(len(differences)))
-    return float(stats.t.sf(statistic, len(differences) - 1))
+    return float(scipy.stats.t.sf(statistic, len(differences) - 1))
 
 
 def holm_adjusted(p_values: FloatArray) -> FloatArray:

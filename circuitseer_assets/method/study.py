@@ -26,8 +26,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import scipy  # its parts load when they are used, and Dagster imports this often
 from numpy.typing import NDArray
-from scipy import stats
 
 from circuitseer_assets.errors import EvaluationError
 from circuitseer_assets.method.ranking_statistics import holm_adjusted
@@ -161,7 +161,7 @@ def _compare(
     mean = float(difference.mean())
     stderr, freedom = _standard_error(difference, _own_run_variance(difference))
     low, high = _interval(mean, stderr, freedom)
-    seen = float(stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(POWER, freedom))
+    seen = float(scipy.stats.t.ppf(1 - level / 2, freedom) + scipy.stats.t.ppf(POWER, freedom))
     of_seeds = difference.mean(1)
     num_seeds = len(of_seeds)
     paired_stderr = float(of_seeds.std(ddof=1)) / math.sqrt(num_seeds)
@@ -237,7 +237,7 @@ def mcnemar(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
     if gained + lost == 0:
         return 1.0
-    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)
+    return float(scipy.stats.binomtest(gained, gained + lost, 0.5).pvalue)
 
 
 # the mixed model ----------------------------------------------------------------------------------
@@ -329,14 +329,14 @@ def _standard_error(difference: Floats, runs: _RunVariance) -> tuple[float, floa
 
 def _interval(mean: float, stderr: float, freedom: float) -> tuple[float, float]:
     """Returns the 95 % interval of a mean."""
-    reach = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * stderr
+    reach = float(scipy.stats.t.ppf(1 - LEVEL / 2, freedom)) * stderr
     return mean - reach, mean + reach
 
 
 def _two_sided(mean: float, stderr: float, freedom: float) -> float:
     if stderr <= math.sqrt(_NO_VARIANCE):
         return 1.0
-    return 2 * float(stats.t.sf(abs(mean) / stderr, freedom))
+    return 2 * float(scipy.stats.t.sf(abs(mean) / stderr, freedom))
 
 
 def _adjust(found: Sequence[Comparison], primary: Collection[tuple[str, str]]) -> list[Comparison]:

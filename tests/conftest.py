@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,17 @@ def small_settings() -> dict[str, Any]:
     """Returns the tiny preset, cut down to what a test can run."""
     values: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "presets/tiny.yaml").read_text())
     return copy.deepcopy({**values, **SMALL})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_instance_left_behind() -> None:
+    """Lets no file of tests load definitions by an instance of Dagster that another had.
+
+    The context of a resource puts back what was in use when it was made, once it is collected:
+    that may be long after, and the instance is gone.
+    """
+    if storage := sys.modules.get("dagster._core.storage.defs_state.base"):
+        storage._current_storage.set(None)
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,13 @@ from bench.random_head_sets import (
 from bench.reading_correlations import compare, confirm, format_tables
 from circuitseer_assets.method.composition import count_steps
 from circuitseer_assets.method.corpus import curate_rows
-from circuitseer_assets.method.head_effects import Laboratory, Measured, Progress, make_laboratory
+from circuitseer_assets.method.head_effects import (
+    Journal,
+    Laboratory,
+    Measured,
+    Progress,
+    make_laboratory,
+)
 from circuitseer_assets.method.response_loss import response_losses
 from circuitseer_assets.records import HeadId, Sample, TokenizedText
 from circuitseer_assets.settings import (
@@ -53,6 +59,7 @@ from circuitseer_assets.settings import (
 )
 from resources.control_texts import read_control_texts
 from resources.corpora import columns_of, read_rows
+from resources.journal import FileJournal
 from resources.language_model import LanguageModel
 
 NUM_PROBES = {"tiny": 192, "smollm2": 12}
@@ -69,6 +76,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS)
     parser.add_argument("--corpus", type=Path, help="JSONL in GSM8K's columns; the preset's if not")
     parser.add_argument("--problems", type=int, default=1200)
+    parser.add_argument("--journal", type=Path, help="keeps ablations, to go on from when killed")
     parser.add_argument("--tables", type=Path, help="a result, to show as Markdown and not to make")
     arguments = parser.parse_args()
     if arguments.tables:
@@ -78,17 +86,23 @@ def main() -> None:
         parser.error("name a model with --model")
     start_logging()
     started = time.perf_counter()
-    result = measure(arguments.model, arguments.corpus, arguments.problems)
+    journal = FileJournal(arguments.journal) if arguments.journal else None
+    result = measure(arguments.model, arguments.corpus, arguments.problems, journal)
     print_result(result, started=started)
 
 
-def measure(name: str, corpus: Path | None, num_problems: int) -> dict[str, Any]:
-    """Returns every correlation, and which of them were confirmed."""
+def measure(
+    name: str, corpus: Path | None, num_problems: int, journal: Journal | None = None
+) -> dict[str, Any]:
+    """Returns every correlation, and which of them were confirmed.
+
+    A `journal` has to be of the same model, corpus and probes.
+    """
     model = load_model(name)
     samples = read_problems(name, corpus, num_problems + NUM_PROBES[name])
     probes, problems = samples[: NUM_PROBES[name]], samples[NUM_PROBES[name] :]
     problems = [problem for problem in problems if is_readable(model, problem)]
-    sets, evidence = choose_head_sets(name, model, probes)
+    sets, evidence = choose_head_sets(name, model, probes, journal)
     targets = describe_problems(model, problems)
     fails = find_failures(name, model, problems)
     if len(fails) == len(problems):
@@ -198,7 +212,7 @@ def _final(text: str) -> str | None:
 
 
 def choose_head_sets(
-    name: str, model: LanguageModel, probes: Sequence[Sample]
+    name: str, model: LanguageModel, probes: Sequence[Sample], journal: Journal | None
 ) -> tuple[dict[str, list[HeadId]], dict[str, Any]]:
     """Returns the head sets, and how far they hang on what they were measured by."""
     texts = [model.tokenize(s.sample_id, s.messages, s.response) for s in probes]
@@ -208,7 +222,11 @@ def choose_head_sets(
         for s in read_control_texts(settings)[: len(probes)]
     ]
     laboratory = make_laboratory(
-        model.model, texts, HeadRankingSettings(), max_batch_tokens=MAX_BATCH_TOKENS
+        model.model,
+        texts,
+        HeadRankingSettings(),
+        max_batch_tokens=MAX_BATCH_TOKENS,
+        journal=journal,
     )
     on_probes, on_prose, on_first_tokens = (
         _measure(laboratory, of) for of in (texts, prose, [cut(text) for text in texts])

@@ -712,7 +712,8 @@ def _as_json(values: Mapping[str, Any]) -> str:
 def _one_sentence(error: ValidationError, origin: str) -> str:
     first = error.errors(include_url=False)[0]
     unions = {"local", "hub", "gguf", "word_problems", "reasoning_gym", "files"}
-    steps = [str(step) for step in first["loc"]]
+    # A name may hold a line break, and the sentence is one line.
+    steps = [s if s.isprintable() else repr(s) for s in map(str, first["loc"])]
     path = ".".join(step for i, step in enumerate(steps) if not (i == 1 and step in unions))
     rule = first["msg"].removeprefix("Value error, ")
     rule = rule[:1].lower() + rule[1:]

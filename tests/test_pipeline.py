@@ -25,6 +25,7 @@ from resources.benchmarks import benchmark_digest
 from resources.dead_runs import PID_TAG, end_dead_runs, process_tags
 from resources.home import Home
 from resources.warehouse_schema import OWNED_TABLES
+from tests.conftest import small_settings
 from tests.test_cli import circuitseer
 
 UPSTREAM_OF_THE_SUBSET = ("corpus", "probe_set", "pool", "head_ranking", "sample_scores")
@@ -182,9 +183,9 @@ def test_costs_are_kept_of_every_artifact(first_run: Any, home: Home) -> None:
     uses_a_model = {"head_ranking", "sample_scores", "checkpoint", "evaluation"}
     for stage, row in by_stage.items():
         assert (row["num_forwards"] is not None) == (stage in uses_a_model), stage
-    # Twenty steps of batches of 8; the last batch of an epoch holds what is left.
+    # Batches of 8; the last batch of an epoch holds what is left.
     size = first_run.of("subset", "num_samples")
-    epochs, rest = divmod(20, -(-size // 8))
+    epochs, rest = divmod(small_settings()["training"]["max_steps"], -(-size // 8))
     assert by_stage["checkpoint"]["num_forwards"] == epochs * size + min(8 * rest, size)
     # Scores read up to the deepest of the chosen heads, of six layers, once each prompt.
     deepest = 1 + max(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from circuitseer_assets.errors import SettingsError
@@ -217,6 +217,7 @@ COMPLETE = yaml.safe_load((PROJECT_ROOT / "presets/tiny.yaml").read_text())
 
 
 @given(path=st.sampled_from(places(COMPLETE)), value=ANYTHING)
+@example(path="decontamination", value={"\n": None})
 @settings(max_examples=400, deadline=None)
 def test_whatever_a_setting_is_set_to_is_taken_or_refused_in_one_sentence(
     path: str, value: Any

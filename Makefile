@@ -26,10 +26,10 @@ setup: $(READY)  ## make .venv from requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python must be 3.11 or 3.12, found neither; name one with PYTHON=path/to/python" >&2; exit 1; }
-	@echo "setting up .venv with $(PYTHON) (about 6 GB, once)" >&2
+	@echo "setting up .venv with $(PYTHON) (about 7 GB, once)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(READY)
 

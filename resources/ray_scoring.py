@@ -129,8 +129,9 @@ def _dataset(job: ScoringJob, names: Sequence[str], execution: ExecutionSettings
         compute=ray.data.ActorPoolStrategy(size=execution.scoring.num_workers),
         num_cpus=1,
         num_gpus=execution.scoring.gpus_per_worker,
+        # How often a shard is handed out again has no bound of its own (Ray Data's default): of a
+        # worker that is being started again Ray may be told "unavailable" any number of times.
         max_restarts=MAX_RESTARTS,
-        max_task_retries=MAX_RESTARTS,
     )
 
 

@@ -1,15 +1,19 @@
 """A run that is interrupted ends as interrupted, whatever was at work when the signal came."""
 
+import os
 import signal
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
 
+from circuitseer_assets.assets.dbt_models import dbt_models, dbt_resource
 from jobs.run import PipelineFailedError, run_job
 from resources.home import Home
 
@@ -51,3 +55,31 @@ def test_a_signal_ends_a_run(
         run_job(dg.Definitions(assets=[stuck], jobs=[job]), Home.prepared(tmp_path))
     assert refused.value.exit_status == 130
     assert sys.unraisablehook is before
+
+
+def test_a_signal_ends_dbt_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CIRCUITSEER_HOME", "DAGSTER_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))  # to be put back
+    home = Home.prepared(tmp_path)
+    found: list[psutil.Process] = []
+
+    def interrupt_when_dbt_builds() -> None:
+        me, until = psutil.Process(), time.monotonic() + 60
+        while not found and time.monotonic() < until:
+            time.sleep(0.05)
+            found.extend(c for c in me.children() if "build" in c.cmdline())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    job = dg.define_asset_job("full_pipeline", selection=[dbt_models])
+    defs = dg.Definitions(
+        assets=[dbt_models], jobs=[job], resources={"home": home, "dbt": dbt_resource()}
+    )
+    watcher = threading.Thread(target=interrupt_when_dbt_builds)
+    watcher.start()
+    started = time.monotonic()
+    with pytest.raises(PipelineFailedError, match="the run was interrupted"):
+        run_job(defs, home)
+    watcher.join()
+    [build] = found
+    assert not build.is_running()
+    assert time.monotonic() - started < 60

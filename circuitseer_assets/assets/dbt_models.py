@@ -106,6 +106,9 @@ def dbt_models(context: dg.AssetExecutionContext, dbt: DbtCliResource, home: Hom
         dbt.cli(["run"], manifest=parsed_manifest(), target_path=target).wait()
     build = dbt.cli(["build"], context=context, target_path=target)
     try:
+        # Events come when dbt has ended, for DuckDB's lock. Waited for here, since the iterator
+        # waits in a loop that fills a processor and passes no interruption on to dbt.
+        build.is_successful()
         for event in build.stream().fetch_column_metadata():
             is_model = isinstance(event, dg.Output | dg.AssetMaterialization)
             yield _complete(build, event) if is_model else event

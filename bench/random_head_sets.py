@@ -82,6 +82,22 @@ def draw_distinct_sets(heads: Sequence[HeadId], num_heads: int) -> list[Sequence
     return list(found.values())
 
 
+def largest_z(heads: Sequence[HeadId], num_heads: int) -> float:
+    """Returns how many standard deviations out the set would lie if it had each layer's highest.
+
+    That is of a reading to which heads add, independent and normal: about the most that a set of so
+    many of a layer's heads can differ from others of the same layer.
+    """
+    generator = np.random.default_rng(0)
+    # What the highest, the second highest and so on are on the average.
+    expected = np.sort(generator.normal(size=(100_000, num_heads)), axis=1)[:, ::-1].mean(0)
+    counts = Counter(head.layer for head in heads).values()
+    distance = sum(expected[:count].sum() for count in counts)
+    # A sum of `count` of `num_heads` values without replacement; their variance is one.
+    variance = sum(count * (1 - count / num_heads) for count in counts)
+    return float(distance / np.sqrt(variance)) if variance else 0.0
+
+
 def count_random_sets(names: Sequence[str]) -> dict[str, dict[str, int]]:
     """Returns by set how many random sets each half has."""
     return {

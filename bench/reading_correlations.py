@@ -2,7 +2,9 @@
 
 Correlations are Spearman's, with length held fixed. What lies 2 standard deviations outside the
 random sets in the first half of the problems is a candidate, and is confirmed where it does so on
-the same side in the second half, Holm-adjusted over the candidates.
+the same side in the second half, Holm-adjusted over all that was compared. Not over the candidates
+alone: the halves have different problems and the same heads, and heads that lie out by chance do so
+in both.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,28 +75,31 @@ def confirm(rows: Sequence[dict[str, Any]]) -> None:
     """Says of every row whether it is a candidate by the first half, confirmed by the second."""
     for row in rows:
         row["is_candidate"] = row["is_confirmed"] = False
-    candidates = [
-        row
-        for row in rows
-        # The set of all heads has no random sets like it to lie outside of.
-        if row["target"] != "length" and row["heads"] != "all" and abs(row["z_look"]) >= LOOK_Z
-    ]
-    p_values = [_p_of_one_more(row) for row in candidates]
+    # The set of all heads has no random sets like it to lie outside of.
+    compared = [row for row in rows if row["target"] != "length" and row["heads"] != "all"]
+    p_values = [_p_of_one_more(row) for row in compared]
     order = np.argsort(p_values, kind="stable")
     still = True
     for rank, i in enumerate(order):
-        still = still and p_values[i] * (len(order) - rank) <= LEVEL
-        candidates[i].update(is_candidate=True, p_confirm=p_values[i], is_confirmed=bool(still))
+        row, p_value = compared[i], p_values[i]
+        still = still and p_value * (len(order) - rank) <= LEVEL
+        is_candidate = abs(row["z_look"]) >= LOOK_Z
+        same_side = row["z_look"] * row["z_confirm"] > 0
+        row.update(
+            is_candidate=bool(is_candidate),
+            p_confirm=p_value,
+            is_confirmed=bool(still and is_candidate and same_side),
+        )
 
 
 def _p_of_one_more(row: Mapping[str, Any]) -> float:
-    """Returns the one-sided p-value that the chosen set is one more draw like the random ones.
+    """Returns the two-sided p-value that the chosen set is one more draw like the random ones.
 
     Their mean and their spread are both estimates, from as many sets as there were.
     """
     number = row["num_random_confirm"]
-    z = row["z_confirm"] * np.sign(row["z_look"]) / np.sqrt(1 + 1 / number)
-    return float(stats.t.sf(z, df=number - 1))
+    z = abs(row["z_confirm"]) / np.sqrt(1 + 1 / number)
+    return float(2 * stats.t.sf(z, df=number - 1))
 
 
 # tables -------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from bench.measure import log, print_result, start_logging
 from bench.models import MODELS, load_model, preset_settings
 from bench.random_head_sets import (
     count_random_sets,
+    largest_z,
     list_sets,
     overlap_of_random_sets,
     unique_sets,
@@ -124,6 +125,10 @@ def measure(
         **evidence,
         "num_random_sets": count_random_sets(names),
         "random_sets_overlap": overlap_of_random_sets(names, membership),
+        "largest_z": {
+            name: largest_z(sets[name], model.model.config.num_attention_heads)
+            for name in count_random_sets(names)
+        },
         "num_answered": len(fails),
         "fail_rate": float(fails.mean()),
         "num_candidates": sum(row["is_candidate"] for row in rows),

@@ -43,10 +43,13 @@ def open_cluster(execution: ExecutionSettings) -> Iterator[None]:
             cluster is too small.
     """
     address, num_workers = execution.ray.address, execution.scoring.num_workers
-    # Read when Ray is imported. The last makes this machine's address loopback, and
-    # Ray's servers then listen nowhere else; of a cluster elsewhere that would be wrong.
+    # Read when Ray is imported.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Or what Ray still has at work when we disconnect starts a cluster for itself.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     if address is None:
+        # Makes this machine's address loopback, and Ray's servers then listen nowhere else; of a
+        # cluster elsewhere that would be wrong.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
@@ -143,12 +146,19 @@ def ensure_room(execution: ExecutionSettings) -> None:
     """Returns when the cluster, whoever else works on it, is large enough for the workers.
 
     Raises:
-        ClusterError: it is too small, or has become so.
+        ClusterError: it is too small, or has become so, or does not say.
     """
     import ray
 
     resources_of_cluster: Any = ray.cluster_resources
-    ensure_fits(execution.scoring, resources_of_cluster())
+    try:
+        there = resources_of_cluster()
+    except Exception as error:  # Ray has no class of its own for a head that does not answer
+        raise ClusterError(
+            f"the Ray cluster must say what it has, and did not ({last_line(str(error))}); see "
+            f"whether its head runs, and run again: what is scored is kept"
+        ) from error
+    ensure_fits(execution.scoring, there)
 
 
 def ensure_fits(scoring: ScoringExecution, there: Mapping[str, float]) -> None:
@@ -204,12 +214,16 @@ def _no_answer(address: str, said: str) -> ClusterError:
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
     """Returns a context after which SIGTERM does what it did before: Ray takes it for itself."""
-    before = signal.getsignal(signal.SIGTERM)
+    before, exited = signal.getsignal(signal.SIGTERM), False
     try:
         yield
+    except SystemExit:  # what Ray makes of SIGTERM
+        exited = True
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+    if exited:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def last_line(said: str) -> str:

@@ -7,6 +7,7 @@ scores lie in files under one folder, which every node has to see.
 import platform
 import queue
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from resources.score_shards import ScoredShard, ScoreShards
 # A worker that dies is started again, and its shard read again; one that always dies is not.
 MAX_RESTARTS = 3
 CHECK_INTERVAL_S = 15.0
+REPLACED_WITHIN_S = 600.0  # a cloud's machine and the image on it take minutes to be there
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def _rows(
 ) -> Iterator[dict[str, str]]:
     """Returns what workers say of each shard, and looks meanwhile whether there is room for them.
 
-    Ray waits for ever for a node that is lost to be replaced.
+    Of itself Ray waits half an hour for a node that is lost to be replaced, and does not say for
+    what.
     """
     finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -96,11 +99,18 @@ def _rows(
             finished.put(error)
 
     threading.Thread(target=work, name="ray-scoring", daemon=True).start()
+    last_sign = time.monotonic()  # of a row, or of room for all workers
     while True:
         try:
             row = finished.get(timeout=CHECK_INTERVAL_S)
+            last_sign = time.monotonic()
         except queue.Empty:
-            ensure_room(execution)
+            try:
+                ensure_room(execution)
+                last_sign = time.monotonic()
+            except ClusterError:
+                if time.monotonic() - last_sign > REPLACED_WITHIN_S:
+                    raise
             continue
         if row is None:
             return

@@ -1,5 +1,6 @@
 """The dbt models on the warehouse: staging views and marts, each an asset, their tests checks."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -22,11 +23,13 @@ from circuitseer_assets.assets.tables import shown_lineage
 from circuitseer_assets.errors import WarehouseError
 from circuitseer_assets.settings import PROJECT_ROOT
 from resources.home import Home
+from resources.interruptions import interruptions_delayed
 
 PROJECT = DbtProject(project_dir=PROJECT_ROOT / "dbt_meta", profiles_dir=PROJECT_ROOT / "dbt_meta")
 
 # The one installed beside this Python, on the PATH or not.
 _DBT = str(Path(sys.executable).with_name("dbt"))
+_ENDED_WITHIN_S = 10
 
 
 class _Translator(DagsterDbtTranslator):
@@ -103,17 +106,37 @@ def dbt_models(context: dg.AssetExecutionContext, dbt: DbtCliResource, home: Hom
     target = home.folder / "dbt"
     if context.selected_asset_keys != dbt_models.keys:
         # A part reads other models, and its tests compare with them: they have to be there.
-        dbt.cli(["run"], manifest=parsed_manifest(), target_path=target).wait()
-    build = dbt.cli(["build"], context=context, target_path=target)
+        with _ended(dbt, "run", manifest=parsed_manifest(), target_path=target) as run:
+            run.wait()
+    with _ended(dbt, "build", context=context, target_path=target) as build:
+        try:
+            for event in build.stream().fetch_column_metadata():
+                is_model = isinstance(event, dg.Output | dg.AssetMaterialization)
+                yield _complete(build, event) if is_model else event
+        finally:
+            _release_warehouse(build)
+
+
+@contextlib.contextmanager
+def _ended(dbt: DbtCliResource, command: str, **options: Any) -> Iterator[DbtCliInvocation]:
+    """Returns a context with a command of dbt that has ended, well or not; none outlives it.
+
+    The stream of its events would wait as well, for DuckDB's lock, but in a loop that fills a
+    processor, and without passing an interruption on to dbt.
+    """
+    invocation = None
     try:
-        # Events come when dbt has ended, for DuckDB's lock. Waited for here, since the iterator
-        # waits in a loop that fills a processor and passes no interruption on to dbt.
-        build.is_successful()
-        for event in build.stream().fetch_column_metadata():
-            is_model = isinstance(event, dg.Output | dg.AssetMaterialization)
-            yield _complete(build, event) if is_model else event
+        with interruptions_delayed():  # dagster-dbt catches all that comes while dbt is loaded
+            invocation = dbt.cli([command], **options)
+        invocation.is_successful()
+        yield invocation
     finally:
-        _release_warehouse(build)
+        if invocation is not None and invocation.process.poll() is None:
+            invocation.process.terminate()
+            try:
+                invocation.process.wait(_ENDED_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                invocation.process.kill()
 
 
 def _complete(build: DbtCliInvocation, event: Any) -> Any:

@@ -4,6 +4,7 @@ One Ray Data job maps the names of shards to scored shards. Only names pass thro
 scores lie in files under one folder, which every node has to see.
 """
 
+import logging
 import platform
 import queue
 import threading
@@ -33,6 +34,7 @@ from resources.language_model import (
 from resources.ray_cluster import ensure_room, last_line, open_cluster
 from resources.score_shards import ScoredShard, ScoreShards
 
+log = logging.getLogger("circuitseer")
 # A worker that dies is started again, and its shard read again; one that always dies is not.
 MAX_RESTARTS = 3
 CHECK_INTERVAL_S = 15.0
@@ -108,9 +110,12 @@ def _rows(
             try:
                 ensure_room(execution)
                 last_sign = time.monotonic()
-            except ClusterError:
+            except ClusterError as error:
                 if time.monotonic() - last_sign > REPLACED_WITHIN_S:
                     raise
+                log.warning(
+                    "waiting for the Ray cluster, %.0f s at most: %s", REPLACED_WITHIN_S, error
+                )
             continue
         if row is None:
             return

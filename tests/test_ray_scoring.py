@@ -247,7 +247,10 @@ def test_an_address_that_does_not_answer_is_refused_in_time(
 
 @pytest.mark.long
 def test_a_node_that_nobody_replaces_ends_the_scoring_with_what_is_lacking(
-    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    cluster: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(ray_scoring, "CHECK_INTERVAL_S", 1.0)
     monkeypatch.setattr(ray_scoring, "REPLACED_WITHIN_S", 3.0)
@@ -262,6 +265,7 @@ def test_a_node_that_nobody_replaces_ends_the_scoring_with_what_is_lacking(
     said = rf"num_workers must be at most the {num_cpus} CPUs .*, got {num_cpus + 1}; .* is kept"
     with pytest.raises(ClusterError, match=said):
         run(dataclasses.replace(scorer, report_progress=lose))
+    assert "waiting for the Ray cluster, 3 s at most" in caplog.text  # it is not given up at once
     assert list(scorer.shards.scored())
 
 
